@@ -1,0 +1,97 @@
+"""From a file to a model that is ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..model import OasisConfig, OasisModel
+from ..routing.spec import RoutingSpec
+from .metadata import Metadata
+
+EMBEDDED = "oasis-tiny"
+"""The model that ships inside the package."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model and what its file says of it."""
+
+    model: OasisModel
+    """In eval mode, no gradients."""
+    metadata: Metadata
+
+    @property
+    def config(self) -> OasisConfig:
+        return self.metadata.config
+
+    @property
+    def routing(self) -> RoutingSpec:
+        return self.metadata.routing
+
+
+def embedded_path(name: str = EMBEDDED) -> Path:
+    """Path of a model that ships inside the package. Raises ValueError for a name that does not."""
+    folder = Path(__file__).resolve().parent.parent / "weights"
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none in this installation"
+        raise ValueError(f"no embedded model is named {name!r}; embedded models: {known}")
+    return path
+
+
+def resolve(model: str) -> Path:
+    """A model as a user names it: a path to a file, else the name of an embedded model."""
+    path = Path(model)
+    if path.suffix or path.is_file():
+        return path
+    return embedded_path(model)
+
+
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+) -> Checkpoint:
+    """Read an OASIS checkpoint.
+
+    Args:
+        path: a ``.safetensors`` file.
+        device, dtype: where the weights go and as what; dtype None keeps each tensor's own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, not an OASIS one, or its tensors do not fit its config; one line each.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"model file not found: {path}")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = Metadata.from_header(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as e:
+        raise ValueError(f"{path} is not a readable safetensors file ({e}); give an OASIS checkpoint") from None
+    except ValueError as e:
+        raise ValueError(f"{path} cannot be loaded: {e}") from None
+    with torch.device("meta"):
+        model = OasisModel(metadata.config)
+    _check_tensors(path, model, tensors)
+    if dtype is not None:
+        tensors = {name: t.to(dtype) for name, t in tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    return Checkpoint(model.eval().requires_grad_(False), metadata)
+
+
+def _check_tensors(path: Path, model: OasisModel, tensors: dict[str, torch.Tensor]) -> None:
+    """One error that lists every missing, extra and mis-shaped tensor."""
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    problems = [f"missing {n}" for n in expected.keys() - tensors.keys()]
+    problems += [f"unexpected {n}" for n in tensors.keys() - expected.keys()]
+    problems += [
+        f"{n} is {tuple(tensors[n].shape)} instead of {shape}"
+        for n, shape in expected.items()
+        if n in tensors and tuple(tensors[n].shape) != shape
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit its own config: {'; '.join(sorted(problems))}")

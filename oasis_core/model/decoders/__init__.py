@@ -1,0 +1,5 @@
+"""Latent to pixels."""
+
+from .pixel import PixelDecoder
+
+__all__ = ["PixelDecoder"]

@@ -1,0 +1,82 @@
+"""Convolutional pixel-shuffle decoder: latent and upsampled low-quality frames in, restored frames out.
+
+It works on one frame at a time (2D convolutions), so streamed, chunked and whole decoding are the same by construction;
+consistency in time is the transformer's work.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import OasisConfig
+
+
+def _conv(cin: int, cout: int) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, 3, padding=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(conv(x)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = _conv(width, width), _conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(x)))
+
+
+class PixelDecoder(nn.Module):
+    """Latent cells of s x s pixels -> features at half the cell -> half the output's resolution -> pixels.
+
+    The low-quality frames come in twice: unshuffled, as features; and as they are, added to the result.
+    """
+
+    def __init__(self, config: OasisConfig) -> None:
+        super().__init__()
+        self.group, cell, _ = config.unshuffle
+        self.coarse = cell // 2
+        """Output pixels per side of one coarse position."""
+        sizes = config.decoder
+        width, hr = sizes.width, sizes.hr_width
+        self.conv_in = _conv(config.latent_channels, self.group * 4 * width)
+        self.conv_skip = _conv(3 * self.coarse**2, width)
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(sizes.blocks)))
+        self.up = _conv(width, hr * (self.coarse // 2) ** 2)
+        self.hr_blocks = nn.Sequential(*(ResidualBlock(hr) for _ in range(sizes.hr_blocks)))
+        self.conv_out = _conv(hr, 12)
+
+    def init_weights(self) -> None:
+        """Start of training from scratch: the output is the low-quality frames; sub-pixels start alike (ICNR)."""
+        for block in [*self.blocks, *self.hr_blocks]:
+            assert isinstance(block, ResidualBlock)
+            block.conv2.weight.data.mul_(0.1)
+            nn.init.zeros_(block.conv2.bias)
+        for conv, factor in ((self.conv_in, 2), (self.up, self.coarse // 2)):
+            same = conv.weight.data[:: factor**2].repeat_interleave(factor**2, dim=0)
+            conv.weight.data.copy_(same)
+            nn.init.zeros_(conv.bias)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, z: Tensor, lq: Tensor) -> Tensor:
+        """Restore whole frame groups.
+
+        Args:
+            z: latent ``(B, C, t, h, w)``.
+            lq: upsampled low-quality pixels ``(B, 3, group * t, cell * h, cell * w)`` in [-1, 1].
+
+        Returns:
+            Pixels of ``lq``'s shape, about [-1, 1], not clamped.
+        """
+        b, _, frames = lq.shape[:3]
+        frame = rearrange(lq, "b c t h w -> (b t) c h w")
+        x = self.conv_in(rearrange(z, "b c t h w -> (b t) c h w"))
+        x = F.pixel_shuffle(rearrange(x, "s (g c) h w -> (s g) c h w", g=self.group), 2)
+        x = self.blocks(x + self.conv_skip(F.pixel_unshuffle(frame, self.coarse)))
+        x = self.hr_blocks(F.pixel_shuffle(F.silu(self.up(x)), self.coarse // 2))
+        out = frame + F.pixel_shuffle(self.conv_out(F.silu(x)), 2)
+        assert out.shape[0] == b * frames
+        return rearrange(out, "(b t) c h w -> b c t h w", b=b)

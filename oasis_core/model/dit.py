@@ -1,0 +1,94 @@
+"""The diffusion transformer: latent in, velocity out, one timestep (paper section 3.1; shaped like Wan 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..attention import TokenGrid
+from ..routing.spec import RoutingSpec
+from .config import OasisConfig
+from .layers import Block, Head, rope_table, timestep_embedding
+
+
+class DiT(nn.Module):
+    """v(z_L, timestep) with routed self-attention."""
+
+    def __init__(self, config: OasisConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, dim = config.latent_channels, config.dim
+        self.patch_embedding = nn.Conv3d(c, dim, kernel_size=config.patch, stride=config.patch)
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.ffn_dim, config.context_length > 0) for _ in range(config.depth)
+        )
+        pt, ph, pw = config.patch
+        self.head = Head(dim, pt * ph * pw * c)
+        self.context = nn.Parameter(torch.zeros(1, config.context_length, dim)) if config.context_length else None
+
+    def init_weights(self) -> None:
+        """Start of training from scratch: every gate open, velocity zero (z_H = z_L)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        depth_scale = (2 * self.config.depth) ** -0.5
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            nn.init.trunc_normal_(block.self_attn.o.weight, std=0.02 * depth_scale)
+            nn.init.trunc_normal_(block.ffn[2].weight, std=0.02 * depth_scale)
+            nn.init.zeros_(block.modulation)
+            nn.init.ones_(block.modulation.data[:, 2])
+            nn.init.ones_(block.modulation.data[:, 5])
+        nn.init.zeros_(self.time_projection[1].weight)
+        nn.init.zeros_(self.head.head.weight)
+        if self.context is not None:
+            nn.init.normal_(self.context, std=0.02)
+
+    def grid(self, z: Tensor) -> TokenGrid:
+        """Token grid of a latent ``(B, C, t, h, w)``. Raises ValueError where the patch does not divide it."""
+        pt, ph, pw = self.config.patch
+        _, c, t, h, w = z.shape
+        if c != self.config.latent_channels or t % pt or h % ph or w % pw:
+            raise ValueError(
+                f"latent is {tuple(z.shape)}; expected {self.config.latent_channels} channels and sides that are "
+                f"multiples of {self.config.patch}"
+            )
+        return TokenGrid(t // pt, h // ph, w // pw)
+
+    def tokens(self, z: Tensor) -> Tensor:
+        """Patch embedding: latent ``(B, C, t, h, w)`` -> tokens ``(B, L, dim)``."""
+        pt, ph, pw = self.config.patch
+        x = rearrange(z, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=pt, q=ph, r=pw)
+        return F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def time(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The constant timestep's embedding ``(1, dim)`` and its projection ``(1, 6, dim)``."""
+        embedding = timestep_embedding(self.config.timestep, self.config.freq_dim, device)
+        time = self.time_embedding(embedding.to(self.time_embedding[0].weight.dtype))
+        return time, rearrange(self.time_projection(time), "b (six d) -> b six d", six=6)
+
+    def forward(self, z: Tensor, routing: RoutingSpec, poll: Callable[[], None] | None = None) -> Tensor:
+        """Velocity ``(B, C, t, h, w)`` of a latent of that shape, in its dtype.
+
+        ``poll`` is called before every block; what it raises passes through (this is how a host interrupts).
+        """
+        grid = self.grid(z)
+        routing.check_fits(self.config.depth, self.config.heads)
+        rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
+        time, modulation = self.time(z.device)
+        x = self.tokens(z)
+        for block, patterns in zip(self.blocks, routing.layers, strict=True):
+            if poll is not None:
+                poll()
+            x = block(x, modulation, self.context, grid, rope, patterns, routing.window)
+        pt, ph, pw = self.config.patch
+        return rearrange(
+            self.head(x, time), "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=grid.t, h=grid.h, p=pt, q=ph, r=pw
+        )

@@ -1,0 +1,64 @@
+"""The whole network: pixel-unshuffle -> linear -> one DiT step -> decoder (paper figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..patchify import unshuffle
+from ..routing.spec import RoutingSpec
+from .config import OasisConfig
+from .decoders import PixelDecoder
+from .dit import DiT
+
+
+class OasisModel(nn.Module):
+    """Upsampled low-quality pixels in, restored pixels out; weights as they come from a checkpoint."""
+
+    def __init__(self, config: OasisConfig) -> None:
+        super().__init__()
+        self.config = config
+        ft, fh, fw = config.unshuffle
+        self.project = nn.Linear(3 * ft * fh * fw, config.latent_channels)
+        self.dit = DiT(config)
+        self.decoder = PixelDecoder(config)
+
+    def init_weights(self) -> None:
+        """Start of training from scratch."""
+        self.dit.init_weights()
+        self.decoder.init_weights()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """z_L ``(B, C, t, h, w)`` of pixels ``(B, 3, T, H, W)`` in [-1, 1]; T = 1 + group * k, H and W multiples of the cell."""
+        cells = unshuffle(pixels, self.config.unshuffle)
+        return rearrange(self.project(rearrange(cells, "b c t h w -> b t h w c")), "b t h w c -> b c t h w")
+
+    def restore(self, z_l: Tensor, routing: RoutingSpec, poll: Callable[[], None] | None = None) -> Tensor:
+        """The one step: z_H = z_L - sigma * v(z_L, timestep); shape and dtype of ``z_l``."""
+        return z_l - self.config.sigma * self.dit(z_l, routing, poll)
+
+    def decode(self, z_h: Tensor, pixels: Tensor, first: bool = True) -> Tensor:
+        """Restored pixels of ``pixels``' shape, not clamped.
+
+        Args:
+            z_h: ``(B, C, t, h, w)``.
+            pixels: the low-quality pixels of the same frames. ``first``: they start the clip, so that their first frame
+                stands for a whole group: T = 1 + group * (t - 1); otherwise T = group * t.
+
+        Raises:
+            ValueError: T does not fit t.
+        """
+        group = self.config.unshuffle[0]
+        copies = group - 1 if first else 0
+        if pixels.shape[2] + copies != group * z_h.shape[2]:
+            raise ValueError(f"{pixels.shape[2]} frames do not fit {z_h.shape[2]} latent frames of {group} (first={first})")
+        if copies:
+            pixels = torch.cat([pixels[:, :, :1].expand(-1, -1, copies, -1, -1), pixels], dim=2)
+        return self.decoder(z_h, pixels)[:, :, copies:]
+
+    def forward(self, pixels: Tensor, routing: RoutingSpec) -> Tensor:
+        """Restored pixels of a whole clip ``(B, 3, T, H, W)`` in [-1, 1]: training's path; ``pipeline`` streams."""
+        return self.decode(self.restore(self.encode(pixels), routing), pixels)
