@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..patchify import unshuffle
+from ..patchify import replicate_first, unshuffle_groups
 from ..routing.spec import RoutingSpec
 from .config import OasisConfig
 from .decoders import PixelDecoder
@@ -31,9 +30,14 @@ class OasisModel(nn.Module):
         self.dit.init_weights()
         self.decoder.init_weights()
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """z_L ``(B, C, t, h, w)`` of pixels ``(B, 3, T, H, W)`` in [-1, 1]; T = 1 + group * k, H and W multiples of the cell."""
-        cells = unshuffle(pixels, self.config.unshuffle)
+    def encode(self, pixels: Tensor, first: bool = True) -> Tensor:
+        """z_L ``(B, C, t, h, w)`` of pixels ``(B, 3, T, H, W)`` in [-1, 1]; H and W are multiples of the cell.
+
+        ``first``: the pixels start the clip, so that their first frame stands for a whole group (T = 1 + group * k);
+        otherwise T = group * k. Each latent frame depends on its own group alone, so a stream encodes group by group.
+        """
+        pixels = replicate_first(pixels, self.config.unshuffle[0]) if first else pixels
+        cells = unshuffle_groups(pixels, self.config.unshuffle)
         return rearrange(self.project(rearrange(cells, "b c t h w -> b t h w c")), "b t h w c -> b c t h w")
 
     def restore(self, z_l: Tensor, routing: RoutingSpec, poll: Callable[[], None] | None = None) -> Tensor:
@@ -52,12 +56,10 @@ class OasisModel(nn.Module):
             ValueError: T does not fit t.
         """
         group = self.config.unshuffle[0]
-        copies = group - 1 if first else 0
-        if pixels.shape[2] + copies != group * z_h.shape[2]:
+        whole = replicate_first(pixels, group) if first else pixels
+        if whole.shape[2] != group * z_h.shape[2]:
             raise ValueError(f"{pixels.shape[2]} frames do not fit {z_h.shape[2]} latent frames of {group} (first={first})")
-        if copies:
-            pixels = torch.cat([pixels[:, :, :1].expand(-1, -1, copies, -1, -1), pixels], dim=2)
-        return self.decoder(z_h, pixels)[:, :, copies:]
+        return self.decoder(z_h, whole)[:, :, whole.shape[2] - pixels.shape[2] :]
 
     def forward(self, pixels: Tensor, routing: RoutingSpec) -> Tensor:
         """Restored pixels of a whole clip ``(B, 3, T, H, W)`` in [-1, 1]: training's path; ``pipeline`` streams."""

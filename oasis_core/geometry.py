@@ -1,0 +1,111 @@
+"""Sizes: from the input's to the output's, and the padding that the model needs. Integers, and one resampling call."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+MIN_SIDE = 16
+"""Smallest input side, pixels."""
+MIN_SCALE, MAX_SCALE = 1.0, 4.0
+ROUNDING = 1.0
+"""Pixels by which a side may miss the scale range through rounding to whole pixels."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One job's sizes, in pixels: input, output, and output padded (right and bottom) to the model's multiple."""
+
+    in_h: int
+    in_w: int
+    out_h: int
+    out_w: int
+    pad_h: int
+    pad_w: int
+
+
+def plan_geometry(
+    in_h: int,
+    in_w: int,
+    *,
+    scale: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    multiple: tuple[int, int] = (1, 1),
+) -> Geometry:
+    """The output is exactly the size asked for: ``round(side * scale)``, or ``width`` and/or ``height``.
+
+    With only one of width and height the other keeps the aspect ratio. ``multiple``: what the padded height and width
+    must be multiples of.
+
+    Raises:
+        ValueError: input under 16x16, not exactly one way of naming the size, or a factor outside 1 to 4.
+    """
+    if min(in_h, in_w) < MIN_SIDE:
+        raise ValueError(f"input is {in_w}x{in_h} pixels; it must be at least {MIN_SIDE}x{MIN_SIDE}")
+    by_size = width is not None or height is not None
+    if (scale is not None) == by_size:
+        raise ValueError(f"give either a scale or a target size, not both or neither (scale {scale}, {width}x{height})")
+    if scale is not None:
+        if not (math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE):
+            raise ValueError(f"scale is {scale}; it must be from {MIN_SCALE:g} to {MAX_SCALE:g}")
+        out_h, out_w = round(in_h * scale), round(in_w * scale)
+    else:
+        out_h, out_w = _target(in_h, in_w, width, height)
+        for name, out, side in (("width", out_w, in_w), ("height", out_h, in_h)):
+            if not side * MIN_SCALE - ROUNDING < out < side * MAX_SCALE + ROUNDING:
+                raise ValueError(
+                    f"target {name} is {out} for an input of {side}; it must be from {side} to {round(side * MAX_SCALE)} "
+                    f"({MIN_SCALE:g} to {MAX_SCALE:g} times)"
+                )
+    mh, mw = multiple
+    return Geometry(in_h, in_w, out_h, out_w, -(-out_h // mh) * mh, -(-out_w // mw) * mw)
+
+
+def _target(in_h: int, in_w: int, width: int | None, height: int | None) -> tuple[int, int]:
+    if width is None:
+        assert height is not None
+        return height, round(in_w * height / in_h)
+    if height is None:
+        return round(in_h * width / in_w), width
+    return height, width
+
+
+def upsample_and_pad(frames: Tensor, geometry: Geometry) -> Tensor:
+    """Frames on the target grid: bicubic with antialiasing, edges replicated into the padding.
+
+    Args:
+        frames: ``(T, in_h, in_w, 3)`` in [0, 1].
+
+    Returns:
+        ``(1, 3, T, pad_h, pad_w)`` in [-1, 1], float, on the frames' device.
+
+    Raises:
+        ValueError: frames of another size.
+    """
+    if tuple(frames.shape[1:]) != (geometry.in_h, geometry.in_w, 3):
+        raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, {geometry.in_h}, {geometry.in_w}, 3)")
+    x = resize(frames, geometry.out_h, geometry.out_w)
+    x = rearrange(x, "t h w c -> t c h w")
+    x = F.pad(x, (0, geometry.pad_w - geometry.out_w, 0, geometry.pad_h - geometry.out_h), mode="replicate")
+    return rearrange(x, "t c h w -> 1 c t h w") * 2 - 1
+
+
+def resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic with antialiasing: ``(T, H, W, C)`` in [0, 1] -> ``(T, height, width, C)`` in [0, 1], fp32."""
+    x = rearrange(frames.to(torch.float32), "t h w c -> t c h w")
+    if x.shape[-2:] != (height, width):
+        x = F.interpolate(x, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    return rearrange(x.clamp(0, 1), "t c h w -> t h w c")
+
+
+def crop(frames: Tensor, geometry: Geometry) -> Tensor:
+    """Cut the padding off: ``(T, pad_h, pad_w, C)`` -> ``(T, out_h, out_w, C)``."""
+    if tuple(frames.shape[1:3]) != (geometry.pad_h, geometry.pad_w):
+        raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, {geometry.pad_h}, {geometry.pad_w}, C)")
+    return frames[:, : geometry.out_h, : geometry.out_w]

@@ -1,0 +1,235 @@
+"""The method, end to end, streamed (paper figure 2):
+
+    LR frames -> upsample, pad -> unshuffle -> linear -> z_L -> DiT, one step -> z_H -> decode -> colour -> crop -> HR frames
+
+Chunks of frames share a few latent frames, which are cross-faded in latent space; then one continuous decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .blend import OverlapAdd, TemporalCrossFade
+from .color import ColorMethod, correct_color
+from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
+from .model import OasisModel
+from .patchify import latent_length
+from .plan import ChunkCursor, plan_tiles
+from .routing.spec import RoutingSpec
+
+AUTO_TILE = 1280
+"""Tile side (output pixels) that ``tile=None`` takes for frames larger than ``WHOLE_FRAME``: bounds memory and the
+quadratic cost of whole-frame heads."""
+WHOLE_FRAME = 1920 * 1088
+"""Output pixels up to which ``tile=None`` keeps the frame whole."""
+
+Progress = Callable[[int, "int | None"], None]
+"""Called with the frames done and, where known, the frames in all."""
+
+
+@dataclass(frozen=True)
+class UpscaleSettings:
+    """What a user chooses for a job.
+
+    Raises:
+        ValueError: a value outside its range. (Sizes are checked against the input by ``geometry.plan_geometry``.)
+    """
+
+    scale: float | None = 4.0
+    """Factor 1 to 4; None where a target size is given."""
+    width: int | None = None
+    """Target width in pixels; alone, the height keeps the aspect ratio."""
+    height: int | None = None
+    """Target height in pixels."""
+    color: ColorMethod = ColorMethod.WAVELET
+    """Colour correction against the input."""
+    chunk_frames: int = 16
+    """Frames that the transformer sees at once, 1 or more: memory and whole-clip heads grow with it."""
+    chunk_overlap: int = 2
+    """Latent frames that neighbouring chunks share and cross-fade; less than a chunk holds."""
+    tile: int | None = None
+    """Tile side in output pixels; 0: whole frame; None: whole up to 1920x1088, tiles of 1280 above."""
+    tile_overlap: int = 128
+    """Output pixels that neighbouring tiles share and cross-fade."""
+
+    def __post_init__(self) -> None:
+        if self.chunk_frames < 1:
+            raise ValueError(f"chunk is {self.chunk_frames} frames; it must be at least 1")
+        if self.chunk_overlap < 0:
+            raise ValueError(f"chunk overlap is {self.chunk_overlap} latent frames; it must be 0 or more")
+        if self.tile is not None and self.tile < 0:
+            raise ValueError(f"tile is {self.tile}; it must be 0 (whole frame) or a positive number of pixels")
+        if self.tile and not 0 <= self.tile_overlap < self.tile:
+            raise ValueError(f"tile overlap is {self.tile_overlap}; it must be from 0 to below the tile ({self.tile})")
+
+
+class Upscaler:
+    """A model with its routing and a job's settings. Runs where the model is, in the model's dtype."""
+
+    def __init__(self, model: OasisModel, routing: RoutingSpec, settings: UpscaleSettings) -> None:
+        """Raises ValueError where the routing is another model's."""
+        routing.check_fits(model.config.depth, model.config.heads)
+        self.model, self.routing, self.settings = model, routing, settings
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Sizes of this job for frames of ``height`` x ``width``. Raises ValueError where they cannot be had."""
+        s = self.settings
+        return plan_geometry(
+            height, width, scale=s.scale, width=s.width, height=s.height, multiple=self.model.config.pixel_multiple
+        )
+
+    def upscale(
+        self, frames: Tensor, on_progress: Progress | None = None, poll: Callable[[], None] | None = None
+    ) -> Tensor:
+        """A whole clip: ``(T, H, W, C)`` in [0, 1], C 3 or 4 -> ``(T, out_h, out_w, C)`` fp32 in [0, 1] on the CPU.
+
+        A fourth channel (alpha) is resampled bicubically and kept.
+
+        Raises:
+            ValueError: not such frames, or sizes that cannot be had.
+        """
+        if frames.ndim != 4 or frames.shape[-1] not in (3, 4) or not len(frames):
+            raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, H, W, 3 or 4) with at least one frame")
+        geometry = self.geometry(*frames.shape[1:3])
+        out = torch.empty(len(frames), geometry.out_h, geometry.out_w, frames.shape[-1])
+        done = 0
+        for part in self.stream((f[..., :3] for f in frames), len(frames), on_progress, poll):
+            out[done : done + len(part), ..., :3] = part
+            done += len(part)
+        for i in range(len(frames) if frames.shape[-1] == 4 else 0):
+            out[i, ..., 3:] = resize(frames[i : i + 1, ..., 3:], geometry.out_h, geometry.out_w)[0]
+        return out
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        frames: Iterable[Tensor],
+        total: int | None = None,
+        on_progress: Progress | None = None,
+        poll: Callable[[], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Frame by frame in, finished frames out; memory does not grow with the clip's length.
+
+        Args:
+            frames: ``(H, W, 3)`` each, in [0, 1] (values a little outside are clamped), all of one size.
+            total: their number where known, for ``on_progress``.
+            poll: called before every block and every decoded frame; what it raises ends the stream.
+
+        Yields:
+            ``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU; as many frames in all as came in.
+        """
+        done = 0
+        geometry: Geometry | None = None
+        for group, z_h in self._restored(frames, poll):
+            if poll is not None:
+                poll()
+            geometry = geometry or self.geometry(*group.frames.shape[1:3])
+            out = self._decode(group, z_h, geometry)
+            done += len(out)
+            yield out
+            if on_progress is not None:
+                on_progress(done, total)
+
+    def _restored(self, frames: Iterable[Tensor], poll: Callable[[], None] | None) -> Iterator[tuple[_Group, Tensor]]:
+        """Each frame group with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded."""
+        factor = self.model.config.unshuffle[0]
+        size = latent_length(self.settings.chunk_frames, factor)
+        overlap = min(self.settings.chunk_overlap, size - 1)
+        cursor, fade = ChunkCursor(size, overlap), TemporalCrossFade(overlap)
+        waiting: list[_Group] = []  # read, not yet given out
+        latents: dict[int, Tensor] = {}  # z_L by position
+        seen = 0
+        for group in _groups(frames, factor):
+            if not group.ended:
+                latents[seen] = self._encode(group, first=seen == 0)
+                waiting.append(group)
+                seen += 1
+            chunks = cursor.known(seen, group.ended)
+            for span in chunks:
+                z_l = torch.cat([latents[i] for i in range(span.start, span.stop)], dim=2)
+                last = group.ended and span is chunks[-1]
+                for z_h in fade.add(self._one_step(z_l, poll), span, last).split(1, dim=2):
+                    yield waiting.pop(0), z_h
+            for position in [p for p in latents if p < cursor.keep_from]:
+                del latents[position]
+
+    def _encode(self, group: _Group, first: bool) -> Tensor:
+        """z_L ``(1, C, 1, h, w)`` of one group."""
+        return self.model.encode(self._pixels(group), first)
+
+    def _pixels(self, group: _Group) -> Tensor:
+        """The group's frames on the target grid, ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
+        weight = self.model.project.weight
+        geometry = self.geometry(*group.frames.shape[1:3])
+        return upsample_and_pad(group.frames.to(weight.device, torch.float32).clamp(0, 1), geometry).to(weight.dtype)
+
+    def _one_step(self, z_l: Tensor, poll: Callable[[], None] | None) -> Tensor:
+        """z_H of a chunk; large frames in tiles."""
+        config, s = self.model.config, self.settings
+        height, width = z_l.shape[3] // config.patch[1], z_l.shape[4] // config.patch[2]  # tokens
+        pixels = config.pixel_multiple[0]
+        whole = s.tile == 0 or (s.tile is None and height * width * pixels**2 <= WHOLE_FRAME)
+        tile = 0 if whole else max(1, round((s.tile or AUTO_TILE) / pixels))
+        overlap = min(round(s.tile_overlap / pixels), max(0, tile - 1))
+        tiles = plan_tiles(height, width, tile, overlap)
+        if len(tiles) == 1:
+            return self.model.restore(z_l, self.routing, poll)
+        blended = OverlapAdd(z_l, *z_l.shape[3:])
+        for rows, columns in tiles:
+            y, x = rows.times(config.patch[1]), columns.times(config.patch[2])
+            piece = self.model.restore(z_l[..., y.start : y.stop, x.start : x.stop], self.routing, poll)
+            blended.add(piece, y, x, overlap * config.patch[1])
+        return blended.result()
+
+    def _decode(self, group: _Group, z_h: Tensor, geometry: Geometry) -> Tensor:
+        """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
+        pixels = self._pixels(group)
+        sr = self.model.decode(z_h, pixels, first=group.first)
+        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c").float(), geometry) for x in (sr, pixels))
+        frames = correct_color((sr + 1) / 2, (reference + 1) / 2, self.settings.color)
+        return frames[: group.count].cpu()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The frames of one latent frame, as they came in."""
+
+    frames: Tensor
+    """``(T, H, W, 3)``: one frame if ``first``, else a whole group (the last frame repeated to fill it)."""
+    count: int
+    """Frames that are really there."""
+    first: bool
+    ended: bool = False
+    """Nothing in it: the stream is over."""
+
+
+def _groups(frames: Iterable[Tensor], factor: int) -> Iterator[_Group]:
+    """The first frame alone, then groups of ``factor``, then an empty group that says so.
+
+    Raises:
+        ValueError: frames of different sizes, or none at all.
+    """
+    held: list[Tensor] = []
+    shape: torch.Size | None = None
+    for frame in frames:
+        if shape is None:
+            shape = frame.shape
+            yield _Group(frame[None], 1, first=True)
+            continue
+        if frame.shape != shape:
+            raise ValueError(f"frame size changes from {tuple(shape)} to {tuple(frame.shape)} within the clip; split it there")
+        held.append(frame)
+        if len(held) == factor:
+            yield _Group(torch.stack(held), factor, first=False)
+            held = []
+    if shape is None:
+        raise ValueError("the clip has no frames; give at least one")
+    if held:
+        filled = held + held[-1:] * (factor - len(held))
+        yield _Group(torch.stack(filled), len(held), first=False)
+    yield _Group(torch.empty(0), 0, first=False, ended=True)

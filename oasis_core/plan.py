@@ -1,0 +1,82 @@
+"""Where a job is cut: chunks in time, tiles in space. Pure integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Positions start, ..., stop - 1."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def times(self, factor: int) -> Span:
+        """The same stretch in units that are ``factor`` times finer."""
+        return Span(self.start * factor, self.stop * factor)
+
+
+def plan_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
+    """Pieces of ``size`` that cover 0..length, neighbours sharing ``overlap`` positions.
+
+    The last piece is moved back to full size (so it may share more). One piece where length <= size.
+
+    Raises:
+        ValueError: length or size below 1, overlap negative or not below size.
+    """
+    if length < 1 or size < 1:
+        raise ValueError(f"cannot cut a length of {length} into pieces of {size}; both must be at least 1")
+    if not 0 <= overlap < size:
+        raise ValueError(f"overlap is {overlap}; it must be from 0 to {size - 1} (below the piece's size {size})")
+    if length <= size:
+        return (Span(0, length),)
+    starts = range(0, length - overlap, size - overlap)
+    return tuple(Span(min(s, length - size), min(s, length - size) + size) for s in starts)
+
+
+def plan_tiles(height: int, width: int, tile: int, overlap: int) -> tuple[tuple[Span, Span], ...]:
+    """Rows x columns of square tiles of side ``tile``; 0 means one tile, the whole frame.
+
+    Raises:
+        ValueError: negative tile, or overlap not below the tile.
+    """
+    if tile < 0:
+        raise ValueError(f"tile is {tile}; it must be 0 (whole frame) or a positive size")
+    if tile == 0:
+        return ((Span(0, height), Span(0, width)),)
+    rows, columns = plan_spans(height, tile, overlap), plan_spans(width, tile, overlap)
+    return tuple((r, c) for r in rows for c in columns)
+
+
+class ChunkCursor:
+    """``plan_spans`` for a stream whose length is not known yet.
+
+    A chunk that another one follows is known as soon as the stream is seen to go on past it; the last one once the
+    stream ends. Positions before ``keep_from`` are never needed again.
+    """
+
+    def __init__(self, size: int, overlap: int) -> None:
+        plan_spans(1, size, overlap)  # checks the sizes
+        self.size, self.overlap = size, overlap
+        self._next = 0
+
+    def known(self, seen: int, ended: bool) -> tuple[Span, ...]:
+        """Chunks that have become certain, now that ``seen`` positions have arrived; each is told once."""
+        chunks = []
+        while self._next + self.size < seen:
+            chunks.append(Span(self._next, self._next + self.size))
+            self._next += self.size - self.overlap
+        if ended and seen:
+            start = max(0, min(self._next, seen - self.size))
+            chunks.append(Span(start, seen))
+        return tuple(chunks)
+
+    @property
+    def keep_from(self) -> int:
+        """First position that a chunk still to come may hold (the last one is moved back by less than a stride)."""
+        return max(0, self._next - (self.size - self.overlap) + 1)

@@ -1,0 +1,157 @@
+"""A training run as data: what to build, and the stages it goes through."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..model import OasisConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term; 0 switches it off. Pixels are in [0, 1] for every term."""
+
+    pixel: float = 1.0
+    """Charbonnier distance to the ground truth."""
+    low: float = 0.0
+    """The same after area-downscaling both by 4: honesty in the low frequencies, no colour shift."""
+    motion: float = 0.0
+    """L1 of frame differences: steadiness."""
+    perceptual: float = 0.0
+    """ST-LPIPS (VGG) on random frames and offsets."""
+    adversarial: float = 0.0
+    """Logistic loss against the discriminator (which trains only where this is above 0)."""
+    feature: float = 0.0
+    """L1 between the discriminator's features of output and ground truth."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stretch of training with constant data and losses; the learning rate follows a half cosine inside it."""
+
+    name: str
+    steps: int
+    batch: int = 16
+    """Clips per step."""
+    frames: int = 7
+    """Frames per clip; 1 + frame_group * k."""
+    size: int = 256
+    """Side of the square ground-truth crop, pixels."""
+    lr: float = 4e-4
+    """Learning rate at the stage's start, after ``warmup``."""
+    lr_end: float = 4e-4
+    """Learning rate at its end."""
+    warmup: int = 0
+    """Steps of linear warm-up from 0."""
+    mode: Literal["consistent", "walk"] = "consistent"
+    """Degradation parameters: one draw a clip, or walking from frame to frame."""
+    other_scales: float = 0.0
+    """Share of steps at a scale factor drawn from ``SCALES`` instead of 4."""
+    routed: bool = False
+    """Routing: False: every head global (dense); True: specialised (calibrated before the first such stage)."""
+    loss: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.frames < 1:
+            raise ValueError(f"stage {self.name!r}: steps, batch and frames must be at least 1")
+        if self.mode not in ("consistent", "walk"):
+            raise ValueError(f"stage {self.name!r}: mode is {self.mode!r}; allowed: consistent, walk")
+
+
+@dataclass(frozen=True)
+class RoutingBudget:
+    """How many heads may cost how much; the calibration decides which (``routing/calibration.py``)."""
+
+    global_share: float = 0.125
+    """At most this share of all heads stays global."""
+    intra_frame_share: float = 0.25
+    """At most this share of all heads is intra-frame."""
+    window: tuple[int, int, int] = (3, 5, 5)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    model: OasisConfig
+    stages: tuple[StageConfig, ...]
+    data: str = "data/train"
+    """Folder with ``clips/`` and ``images/``."""
+    drop: tuple[str, ...] = ()
+    """Glob patterns of files to leave out."""
+    out: str = "out/train"
+    """Folder for states, weights, log and previews."""
+    start_from: str = ""
+    """Checkpoint to start from instead of random weights."""
+    routing: RoutingBudget = field(default_factory=RoutingBudget)
+    seed: int = 0
+    ema: float = 0.999
+    """Decay of the exponential moving average of the weights, per step."""
+    discriminator_width: int = 48
+    discriminator_lr: float = 2e-4
+    clip_gradient: float = 1.0
+    """Gradients are scaled down to this norm."""
+    compile: bool = False
+    """Compile the block's point-wise parts (CUDA)."""
+    save_every: int = 1000
+    """Steps between saved states."""
+    licence: str = "Apache-2.0"
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("the training config has no [[stages]]")
+        group = self.model.frame_group
+        for stage in self.stages:
+            if (stage.frames - 1) % group:
+                raise ValueError(f"stage {stage.name!r}: frames is {stage.frames}; this model takes 1 + {group} * k")
+            if stage.size % self.model.pixel_multiple[0] or stage.size % 4:
+                raise ValueError(f"stage {stage.name!r}: size is {stage.size}; it must be a multiple of {self.model.pixel_multiple[0]}")
+
+    @property
+    def steps(self) -> int:
+        return sum(s.steps for s in self.stages)
+
+    def stage_at(self, step: int) -> tuple[StageConfig, int]:
+        """The stage of global step ``step`` and the step inside it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise IndexError(f"step is past the last stage by {step}")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a TOML file. Raises FileNotFoundError or ValueError, one line that names file and field."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"training config not found: {path}") from None
+    except tomllib.TOMLDecodeError as e:
+        raise ValueError(f"{path} is not readable TOML: {e}") from None
+    try:
+        model = OasisConfig.from_dict(data.pop("model"))
+        stages = tuple(_stage(s) for s in data.pop("stages", []))
+        routing = _build(RoutingBudget, data.pop("routing", {}))
+        return _build(TrainConfig, {**data, "model": model, "stages": stages, "routing": routing})
+    except (ValueError, KeyError) as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+def _stage(data: dict[str, Any]) -> StageConfig:
+    return _build(StageConfig, {**data, "loss": _build(LossWeights, data.get("loss", {}))})
+
+
+def _build(cls: type, data: dict[str, Any]) -> Any:
+    """A dataclass from a table; unknown keys are an error that names them."""
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(data) - known):
+        raise ValueError(f"unknown settings {unknown}; known: {sorted(known)}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

@@ -1,0 +1,232 @@
+"""The training loop: batch -> restore -> losses -> step, stage by stage (paper section 3.3; recipe in docs/training.md)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..checkpoints import load_checkpoint, save_checkpoint
+from ..checkpoints.metadata import Metadata
+from ..model import OasisModel
+from ..routing.calibration import assign, measure
+from ..routing.spec import HeadPattern, RoutingSpec
+from . import losses
+from .config import LossWeights, StageConfig, TrainConfig
+from .data import ClipStore
+from .feed import Batch, Feed
+from .perceptual import STLPIPS
+from .state import TrainState, learning_rate, set_learning_rate
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 50
+"""Steps between log lines; each reads its values off the device, so not every step."""
+CALIBRATION_CLIPS = 16
+
+
+def train(config: TrainConfig, device: torch.device, seconds: float | None = None) -> Path:
+    """Run, or go on with, a training run in ``config.out``.
+
+    Args:
+        seconds: stop (with a saved state) after that much time; None: run to the end.
+
+    Returns:
+        The checkpoint with the averaged weights as they are now.
+    """
+    began = time.monotonic()
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    state = TrainState(config, _fresh_model(config), device)
+    if (out / "state.pt").is_file():
+        state.load(out / "state.pt", device)
+        log.info("going on from step %d", state.step)
+    store = ClipStore(Path(config.data), device, drop=config.drop)
+    log.info("data ready after %.0f s: %s", time.monotonic() - began, store)
+    trainer = Trainer(config, state, device)
+    while state.step < config.steps:
+        stage, offset = config.stage_at(state.step)
+        trainer.enter(stage)
+        if stage.routed and not state.calibrated:
+            calibrate(config, state, store)
+        with Feed(store, stage, seed=config.seed, start=state.step, stop=state.step + stage.steps - offset) as feed:
+            for batch in feed:
+                trainer.step(batch, learning_rate(stage, offset))
+                offset += 1
+                if state.step % config.save_every == 0:
+                    state.save(out / "state.pt")
+                    save_preview(out / f"preview_{state.step:06d}.png", state, batch)
+                if seconds is not None and time.monotonic() - began > seconds:
+                    break
+        if seconds is not None and time.monotonic() - began > seconds:
+            break
+    state.save(out / "state.pt")
+    return write_weights(config, state)
+
+
+def _fresh_model(config: TrainConfig) -> OasisModel:
+    """Random weights, or those of ``config.start_from``."""
+    model = OasisModel(config.model)
+    model.init_weights()
+    if config.start_from:
+        loaded = load_checkpoint(Path(config.start_from))
+        if loaded.config != config.model:
+            raise ValueError(f"{config.start_from} is of another model config than this run's [model]")
+        model.load_state_dict(loaded.model.state_dict())
+    return model
+
+
+class Trainer:
+    """One stage's losses and one optimiser step."""
+
+    def __init__(self, config: TrainConfig, state: TrainState, device: torch.device) -> None:
+        self.config, self.state, self.device = config, state, device
+        self.perceptual: STLPIPS | None = None
+        self.stage = config.stages[0]
+        self.sums: dict[str, Tensor] = {}
+        self.since = time.monotonic()
+        if config.compile:
+            _compile_pointwise(state.model)
+
+    def enter(self, stage: StageConfig) -> None:
+        """Make ready what the stage's losses need."""
+        self.stage = stage
+        if stage.loss.perceptual and self.perceptual is None:
+            self.perceptual = STLPIPS().to(self.device).requires_grad_(False)
+        log.info("stage %s: %s", stage.name, stage)
+
+    def step(self, batch: Batch, lr: float) -> None:
+        """Restore a batch, weigh the losses, move the weights and their average."""
+        state, stage = self.state, self.stage
+        set_learning_rate(state.optimizer, lr)
+        routing = state.routing if stage.routed else _dense(state.routing)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            pixels = upsample(batch.lr, batch.hr.shape[-1])
+            sr = (state.model(pixels, routing).float() + 1) / 2
+            terms, stacks = self.terms(sr, batch.hr, stage.loss)
+            total = torch.stack([getattr(stage.loss, name) * value for name, value in terms.items()]).sum()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.guard.scale(total).backward()
+        state.guard.unscale_(state.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_gradient)
+        state.guard.step(state.optimizer)
+        state.guard.update()
+        if stacks is not None:
+            terms["adversary"] = self.adversary_step(*stacks)
+        state.step += 1
+        state.update_ema(self.config.ema)
+        self.note({**terms, "norm": norm}, lr)
+
+    def terms(
+        self, sr: Tensor, hr: Tensor, weights: LossWeights
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
+        """The loss terms in use, unweighted, and the frames that the discriminator shall learn from."""
+        terms = {"pixel": losses.charbonnier(sr, hr)}
+        if weights.low:
+            terms["low"] = losses.charbonnier(losses.low_pass(sr), losses.low_pass(hr))
+        if weights.motion:
+            terms["motion"] = losses.motion(sr, hr)
+        if weights.perceptual and self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(*losses.frame_pairs(sr, hr, self.state.generator))
+        if not weights.adversarial:
+            return terms, None
+        fake, real = losses.stacked_frames(sr, hr, self.state.generator)
+        self.state.adversary.requires_grad_(False)
+        logits, ours = self.state.adversary(fake)
+        terms["adversarial"] = losses.fool(logits)
+        if weights.feature:
+            with torch.no_grad():
+                theirs = self.state.adversary(real)[1]
+            terms["feature"] = losses.feature_match(ours, theirs)
+        return terms, (fake.detach(), real)
+
+    def adversary_step(self, fake: Tensor, real: Tensor) -> Tensor:
+        """One step of the discriminator; returns its loss."""
+        state = self.state
+        state.adversary.requires_grad_(True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits, _ = state.adversary(torch.cat([real, fake]))
+            loss = losses.tell_apart(*logits.chunk(2))
+        state.adversary_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(state.adversary.parameters(), 10.0)
+        state.adversary_optimizer.step()
+        return loss.detach()
+
+    def note(self, values: dict[str, Tensor], lr: float) -> None:
+        """Sum up on the device; every ``LOG_EVERY`` steps append one JSON line to the log."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
+        if self.state.step % LOG_EVERY:
+            return
+        means = {name: round(float(value) / LOG_EVERY, 5) for name, value in self.sums.items()}
+        took, self.since, self.sums = time.monotonic() - self.since, time.monotonic(), {}
+        line = {"step": self.state.step, "stage": self.stage.name, "lr": lr, "ms": round(took / LOG_EVERY * 1e3, 1), **means}
+        with (Path(self.config.out) / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info("%s", line)
+        if means["pixel"] != means["pixel"]:
+            raise FloatingPointError(f"the loss is not a number at step {self.state.step}; lower the learning rate")
+
+
+def upsample(lr: Tensor, size: int) -> Tensor:
+    """Low-resolution frames in [0, 1] to the target grid, as the pipeline does it: ``(B, 3, T, size, size)`` in [-1, 1]."""
+    frames = rearrange(lr.float(), "b c t h w -> (b t) c h w")
+    big = F.interpolate(frames, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return rearrange(big, "(b t) c h w -> b c t h w", b=lr.shape[0]) * 2 - 1
+
+
+def _dense(routing: RoutingSpec) -> RoutingSpec:
+    return RoutingSpec.uniform(routing.depth, routing.heads, HeadPattern.GLOBAL, routing.window)
+
+
+def _compile_pointwise(model: OasisModel) -> None:
+    """Fuse what surrounds the attention call: it does not depend on the routing, so one compilation serves all blocks."""
+    from ..model import layers
+
+    layers.modulated_norm = torch.compile(layers.modulated_norm)  # type: ignore[assignment]
+    layers.apply_rope = torch.compile(layers.apply_rope)  # type: ignore[assignment]
+    layers.RMSNorm.forward = torch.compile(layers.RMSNorm.forward)  # type: ignore[method-assign]
+
+
+def calibrate(config: TrainConfig, state: TrainState, store: ClipStore) -> None:
+    """Specialise the heads: KL of localising each, on training clips, then the budget's assignment."""
+    stage = next(s for s in config.stages if s.routed)
+    with Feed(store, stage, seed=config.seed + 1, start=0, stop=-(-CALIBRATION_CLIPS // stage.batch)) as feed:
+        clips = [upsample(batch.lr, batch.hr.shape[-1]) for batch in feed]
+    kl = measure(state.averaged_model(), (c[i : i + 1] for c in clips for i in range(len(c))), config.routing.window)
+    state.routing = assign(kl, config.routing.global_share, config.routing.intra_frame_share, config.routing.window)
+    state.calibrated = True
+    record = {"routing": json.loads(state.routing.to_json()), "kl": {p.value: v.tolist() for p, v in kl.items()}}
+    (Path(config.out) / "routing.json").write_text(json.dumps(record), encoding="utf-8")
+    for pattern in HeadPattern:
+        log.info("routing: %.1f %% of heads %s", 100 * state.routing.share(pattern), pattern.value)
+
+
+@torch.no_grad()
+def save_preview(path: Path, state: TrainState, batch: Batch, clips: int = 4) -> None:
+    """PNG: upsampled input | averaged model's output | ground truth, middle frame of some clips."""
+    from PIL import Image
+
+    model, middle = state.averaged_model(), batch.hr.shape[2] // 2
+    pixels = upsample(batch.lr[:clips], batch.hr.shape[-1])
+    sr = (model(pixels, state.routing) + 1) / 2
+    rows = torch.stack([(pixels + 1) / 2, sr, batch.hr[:clips].float()])[:, :, :, middle]
+    picture = rearrange(rows, "k b c h w -> (b h) (k w) c").clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    Image.fromarray(picture).save(path)
+
+
+def write_weights(config: TrainConfig, state: TrainState) -> Path:
+    """Averaged weights in fp16 as an OASIS checkpoint, ``<out>/<model name>.safetensors``."""
+    path = Path(config.out) / f"{config.model.name}.safetensors"
+    notes = f"trained by `oasis train`: {state.step} of {config.steps} steps, seed {config.seed}"
+    metadata = Metadata(config.model, state.routing, config.licence, notes)
+    save_checkpoint(path, state.averaged_model(), metadata, torch.float16)
+    return path

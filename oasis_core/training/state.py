@@ -1,0 +1,107 @@
+"""Everything a run needs to go on exactly where it stopped."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model import OasisModel
+from ..routing.spec import HeadPattern, RoutingSpec
+from .config import StageConfig, TrainConfig
+from .discriminator import UNetDiscriminator
+
+
+class TrainState:
+    """Model, its average, discriminator, optimisers, routing, step and random state."""
+
+    def __init__(self, config: TrainConfig, model: OasisModel, device: torch.device) -> None:
+        self.model = model.to(device).train().requires_grad_(True)
+        self.model.decoder.to(memory_format=torch.channels_last)
+        self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.adversary = UNetDiscriminator(config.discriminator_width).to(device, memory_format=torch.channels_last)
+        fused = device.type == "cuda"
+        # Betas of Real-ESRGAN's Adam; decay on matrices only.
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
+            lr=1e-4, betas=(0.9, 0.99), fused=fused,
+        )  # fmt: skip
+        self.adversary_optimizer = torch.optim.AdamW(
+            self.adversary.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0, fused=fused
+        )
+        # Loss scaling is not needed in bf16; the scaler is here because it skips a step with non-finite gradients on the device.
+        self.guard = torch.amp.GradScaler(
+            device.type, init_scale=1.0, growth_factor=1.001, backoff_factor=0.999, growth_interval=100
+        )
+        self.step = 0
+        dense = RoutingSpec.uniform(model.config.depth, model.config.heads, HeadPattern.GLOBAL, config.routing.window)
+        self.routing = dense
+        self.calibrated = False
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        """Average the weights; early steps use a shorter memory so that the average is never of the start."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        averages, current = list(self.ema.values()), [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(averages, current, 1 - decay)
+
+    def averaged_model(self) -> OasisModel:
+        """A copy of the model with the averaged weights, in eval mode, on its device."""
+        copy = OasisModel(self.model.config).to(next(self.model.parameters()).device)
+        copy.load_state_dict(self.ema)
+        return copy.eval().requires_grad_(False)
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        part = path.with_name(path.name + ".part")
+        torch.save(self._dict(), part)
+        os.replace(part, path)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        """Go on from what ``save`` wrote. Raises ValueError where it is of another run."""
+        try:
+            data = torch.load(path, map_location=device, weights_only=True)
+            self.model.load_state_dict(data["model"])
+        except (RuntimeError, KeyError) as e:
+            raise ValueError(f"{path} is not a state of this run ({e}); remove it to start anew") from None
+        for name, value in data["ema"].items():
+            self.ema[name].copy_(value)
+        self.adversary.load_state_dict(data["adversary"])
+        self.optimizer.load_state_dict(data["optimizer"])
+        self.adversary_optimizer.load_state_dict(data["adversary_optimizer"])
+        self.guard.load_state_dict(data["guard"])
+        self.step, self.calibrated = data["step"], data["calibrated"]
+        self.routing = RoutingSpec.from_json(data["routing"])
+        self.generator.set_state(data["generator"].cpu())
+
+    def _dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "adversary": self.adversary.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "adversary_optimizer": self.adversary_optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+            "step": self.step,
+            "calibrated": self.calibrated,
+            "routing": self.routing.to_json(),
+            "generator": self.generator.get_state(),
+        }
+
+
+def learning_rate(stage: StageConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine from ``lr`` to ``lr_end``."""
+    warm = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
+    done = step / max(1, stage.steps - 1)
+    return warm * (stage.lr_end + (stage.lr - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
