@@ -12,9 +12,8 @@ from torch import Tensor
 
 MIN_SIDE = 16
 """Smallest input side, pixels."""
-MIN_SCALE, MAX_SCALE = 1.0, 4.0
-ROUNDING = 1.0
-"""Pixels by which a side may miss the scale range through rounding to whole pixels."""
+MIN_SCALE, MAX_SCALE = 1, 4
+"""Output sides are 1 to 4 times the input's."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,28 @@ def plan_geometry(
     must be multiples of.
 
     Raises:
-        ValueError: input under 16x16, not exactly one way of naming the size, or a factor outside 1 to 4.
+        ValueError: input under 16x16, not exactly one way of naming the size, or a factor outside 1 to 4 (either axis).
     """
     if min(in_h, in_w) < MIN_SIDE:
-        raise ValueError(f"input is {in_w}x{in_h} pixels; it must be at least {MIN_SIDE}x{MIN_SIDE}")
+        raise ValueError(f"input is {in_w}x{in_h} pixels; it must be at least {MIN_SIDE}x{MIN_SIDE}: enlarge it first")
     by_size = width is not None or height is not None
     if (scale is not None) == by_size:
-        raise ValueError(f"give either a scale or a target size, not both or neither (scale {scale}, {width}x{height})")
+        got = f"scale {scale}, width {width}, height {height}"
+        raise ValueError(f"give either a scale or a target size, not both or neither ({got})")
     if scale is not None:
         if not (math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE):
-            raise ValueError(f"scale is {scale}; it must be from {MIN_SCALE:g} to {MAX_SCALE:g}")
+            raise ValueError(
+                f"scale is {scale}; it must be from {MIN_SCALE} to {MAX_SCALE} (for more, upscale the result once more)"
+            )
         out_h, out_w = round(in_h * scale), round(in_w * scale)
     else:
         out_h, out_w = _target(in_h, in_w, width, height)
-        for name, out, side in (("width", out_w, in_w), ("height", out_h, in_h)):
-            if not side * MIN_SCALE - ROUNDING < out < side * MAX_SCALE + ROUNDING:
+        # A side that follows from the other one is in range with it: rounding keeps the order.
+        for name, asked, side in (("width", width, in_w), ("height", height, in_h)):
+            if asked is not None and not side * MIN_SCALE <= asked <= side * MAX_SCALE:
                 raise ValueError(
-                    f"target {name} is {out} for an input of {side}; it must be from {side} to {round(side * MAX_SCALE)} "
-                    f"({MIN_SCALE:g} to {MAX_SCALE:g} times)"
+                    f"target {name} is {asked} for an input of {side}; it must be from {side * MIN_SCALE} to "
+                    f"{side * MAX_SCALE} ({MIN_SCALE} to {MAX_SCALE} times)"
                 )
     mh, mw = multiple
     return Geometry(in_h, in_w, out_h, out_w, -(-out_h // mh) * mh, -(-out_w // mw) * mw)
@@ -98,14 +101,14 @@ def upsample_and_pad(frames: Tensor, geometry: Geometry) -> Tensor:
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with antialiasing: ``(T, H, W, C)`` in [0, 1] -> ``(T, height, width, C)`` in [0, 1], fp32."""
-    x = rearrange(frames.to(torch.float32), "t h w c -> t c h w")
+    x = rearrange(frames.to(torch.float32), "t h w c -> t c h w").contiguous()  # half the time of strided channels
     if x.shape[-2:] != (height, width):
         x = F.interpolate(x, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
     return rearrange(x.clamp(0, 1), "t c h w -> t h w c")
 
 
 def crop(frames: Tensor, geometry: Geometry) -> Tensor:
-    """Cut the padding off: ``(T, pad_h, pad_w, C)`` -> ``(T, out_h, out_w, C)``."""
+    """Cut the padding off: ``(T, pad_h, pad_w, C)`` -> ``(T, out_h, out_w, C)``. ValueError for another size."""
     if tuple(frames.shape[1:3]) != (geometry.pad_h, geometry.pad_w):
         raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, {geometry.pad_h}, {geometry.pad_w}, C)")
     return frames[:, : geometry.out_h, : geometry.out_w]

@@ -40,8 +40,10 @@ def unshuffle_groups(pixels: Tensor, factors: tuple[int, int, int]) -> Tensor:
 
 
 def shuffle_groups(cells: Tensor, factors: tuple[int, int, int]) -> Tensor:
-    """Inverse of ``unshuffle_groups``."""
+    """Inverse of ``unshuffle_groups``. Raises ValueError where the channels do not hold whole cells."""
     ft, fh, fw = factors
+    if cells.shape[1] % (ft * fh * fw):
+        raise ValueError(f"cells are {tuple(cells.shape)}; channels must be a multiple of {ft * fh * fw} {factors}")
     return rearrange(cells, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=ft, q=fh, r=fw)
 
 

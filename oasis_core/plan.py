@@ -21,7 +21,7 @@ class Span:
         return Span(self.start * factor, self.stop * factor)
 
 
-def plan_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
+def plan_chunks(length: int, size: int, overlap: int) -> tuple[Span, ...]:
     """Pieces of ``size`` that cover 0..length, neighbours sharing ``overlap`` positions.
 
     The last piece is moved back to full size (so it may share more). One piece where length <= size.
@@ -30,7 +30,7 @@ def plan_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
         ValueError: length or size below 1, overlap negative or not below size.
     """
     if length < 1 or size < 1:
-        raise ValueError(f"cannot cut a length of {length} into pieces of {size}; both must be at least 1")
+        raise ValueError(f"length is {length} and piece size {size}; both must be at least 1")
     if not 0 <= overlap < size:
         raise ValueError(f"overlap is {overlap}; it must be from 0 to {size - 1} (below the piece's size {size})")
     if length <= size:
@@ -49,19 +49,19 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> tuple[tuple[
         raise ValueError(f"tile is {tile}; it must be 0 (whole frame) or a positive size")
     if tile == 0:
         return ((Span(0, height), Span(0, width)),)
-    rows, columns = plan_spans(height, tile, overlap), plan_spans(width, tile, overlap)
+    rows, columns = plan_chunks(height, tile, overlap), plan_chunks(width, tile, overlap)
     return tuple((r, c) for r in rows for c in columns)
 
 
 class ChunkCursor:
-    """``plan_spans`` for a stream whose length is not known yet.
+    """``plan_chunks`` for a stream whose length is not known yet.
 
     A chunk that another one follows is known as soon as the stream is seen to go on past it; the last one once the
     stream ends. Positions before ``keep_from`` are never needed again.
     """
 
     def __init__(self, size: int, overlap: int) -> None:
-        plan_spans(1, size, overlap)  # checks the sizes
+        plan_chunks(1, size, overlap)  # checks the sizes
         self.size, self.overlap = size, overlap
         self._next = 0
 

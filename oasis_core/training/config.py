@@ -87,6 +87,8 @@ class TrainConfig:
     """Folder with ``clips/`` and ``images/``."""
     drop: tuple[str, ...] = ()
     """Glob patterns of files to leave out."""
+    use_licences: str | None = None
+    """Regular expression that a file's licence (column 3 of the data's LICENCES.tsv) must match; None: use all."""
     out: str = "out/train"
     """Folder for states, weights, log and previews."""
     start_from: str = ""

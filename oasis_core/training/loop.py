@@ -44,11 +44,13 @@ def train(config: TrainConfig, device: torch.device, seconds: float | None = Non
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True  # shapes are fixed within a stage
+    torch.set_float32_matmul_precision("high")
     state = TrainState(config, _fresh_model(config), device)
     if (out / "state.pt").is_file():
         state.load(out / "state.pt", device)
         log.info("going on from step %d", state.step)
-    store = ClipStore(Path(config.data), device, drop=config.drop)
+    store = ClipStore(Path(config.data), device, config.drop, config.use_licences)
     log.info("data ready after %.0f s: %s", time.monotonic() - began, store)
     trainer = Trainer(config, state, device)
     while state.step < config.steps:

@@ -1,0 +1,1 @@
+"""Training: degradations, data, losses and the loop (extra ``[train]``)."""

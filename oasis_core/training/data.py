@@ -1,0 +1,171 @@
+"""The training set, held whole as uint8 on the training device and cropped there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+STILL_SHARE = 0.6
+"""Share of samples made from still photographs: they carry most of the crisp texture."""
+SUPERSAMPLING = 2
+"""Stills are sampled this much finer than the output and averaged, so that camera motion does not alias."""
+CANDIDATES = 3
+"""Crops drawn per sample; the most textured one is kept in ``TEXTURED`` of the cases."""
+TEXTURED = 0.7
+EDGE_CELL = 32
+"""Pixels per side of one cell of the edge map that tells textured crops from flat ones."""
+
+
+class ClipStore:
+    """Clips ``(T, H, W, 3)`` and stills ``(H, W, 3)``, uint8 on ``device``.
+
+    Reads ``folder/clips/*.mp4`` and ``folder/images/*.jpg``.
+
+    Args:
+        drop: glob patterns of file names to leave out.
+        licence: regular expression that column 3 of ``folder/LICENCES.tsv`` must match for a file to be used.
+        limit: at most this many of each kind (tests).
+
+    Raises:
+        FileNotFoundError: nothing to read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        drop: Iterable[str] = (),
+        licence: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        allowed = _licensed(folder, licence) if licence else None
+        kept = {}
+        for kind, pattern in (("clips", "*.mp4"), ("images", "*.jpg")):
+            files = sorted((folder / kind).glob(pattern))
+            files = [f for f in files if not any(fnmatch(f.name, d) for d in drop)]
+            kept[kind] = [f for f in files if allowed is None or f"{kind}/{f.name}" in allowed][:limit]
+        if not kept["clips"] and not kept["images"]:
+            raise FileNotFoundError(f"no training data in {folder}: expected clips/*.mp4 and images/*.jpg")
+        self.device = device
+        with ThreadPoolExecutor() as pool:
+            self.clips = [torch.from_numpy(x).to(device) for x in pool.map(read_clip, kept["clips"])]
+            self.stills = [torch.from_numpy(x[0]).to(device) for x in pool.map(read_clip, kept["images"])]
+        self._clip_edges = [edge_map(clip[len(clip) // 2]) for clip in self.clips]
+        self._still_edges = [edge_map(still) for still in self.stills]
+
+    def __str__(self) -> str:
+        size = sum(x.numel() for x in [*self.clips, *self.stills]) / 2**30
+        return f"{len(self.clips)} clips, {len(self.stills)} stills, {size:.1f} GiB on {self.device}"
+
+    def sample(self, batch: int, frames: int, size: int, rng: np.random.Generator) -> Tensor:
+        """Random crops ``(B, 3, frames, size, size)``, float in [0, 1], on the device; same ``rng`` state, same batch."""
+        return torch.stack([self._one(frames, size, rng) for _ in range(batch)])
+
+    def _one(self, frames: int, size: int, rng: np.random.Generator) -> Tensor:
+        still = bool(self.stills) and (not self.clips or rng.random() < STILL_SHARE)
+        x = self._from_still(frames, size, rng) if still else self._from_clip(frames, size, rng)  # (T, 3, size, size)
+        if rng.random() < 0.5:
+            x = x.flip(3)
+        if still:
+            x = torch.rot90(x, int(rng.integers(4)), (2, 3))
+        if rng.random() < 0.3:
+            x = x.flip(0)
+        return rearrange(x, "t c h w -> c t h w")
+
+    def _from_clip(self, frames: int, size: int, rng: np.random.Generator) -> Tensor:
+        """A crop of consecutive frames (every one or every second), at times area-downscaled."""
+        which = int(rng.integers(len(self.clips)))
+        clip = self.clips[which]
+        length, height, width = clip.shape[:3]
+        stride = 2 if rng.random() < 0.25 and length >= 2 * frames else 1
+        start = int(rng.integers(max(1, length - stride * (frames - 1))))
+        index = [min(start + stride * i, length - 1) for i in range(frames)]
+        side = min(height, width, int(size * rng.uniform(1, 1.5))) if rng.random() < 0.4 else size
+        side = max(size, side) if min(height, width) >= size else min(height, width)
+        top, left = textured_corner(self._clip_edges[which], height, width, side, rng)
+        x = clip[index, top : top + side, left : left + side]
+        x = rearrange(x, "t h w c -> t c h w").float() / 255
+        if side != size:
+            x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return x
+
+    def _from_still(self, frames: int, size: int, rng: np.random.Generator) -> Tensor:
+        """A still seen by a moving camera: smooth pan, zoom, rotation and a little shake."""
+        which = int(rng.integers(len(self.stills)))
+        still = self.stills[which]
+        height, width = still.shape[:2]
+        largest = min(height, width) / size
+        zoom = float(rng.uniform(1.0, max(1.0, min(2.0, largest / 1.1))))  # source pixels per output pixel
+        side = min(min(height, width), int(size * zoom * 1.25) + 2)
+        top, left = textured_corner(self._still_edges[which], height, width, side, rng)
+        patch = rearrange(still[top : top + side, left : left + side], "h w c -> 1 c h w").float() / 255
+        theta = _camera_path(frames, size * zoom / side, side, rng).to(self.device)
+        fine = size * SUPERSAMPLING
+        grid = F.affine_grid(theta, [frames, 3, fine, fine], align_corners=False)
+        moved = F.grid_sample(
+            patch.expand(frames, -1, -1, -1), grid, mode="bicubic", padding_mode="reflection", align_corners=False
+        )
+        return F.avg_pool2d(moved, SUPERSAMPLING).clamp(0, 1)
+
+
+def edge_map(image: Tensor) -> np.ndarray:
+    """Mean gradient of ``(H, W, 3)`` per cell of ``EDGE_CELL`` pixels, on the host."""
+    gray = image.float().mean(-1)
+    edges = gray.diff(dim=0)[:, :-1].abs() + gray.diff(dim=1)[:-1].abs()
+    return F.avg_pool2d(edges[None, None], EDGE_CELL, ceil_mode=True)[0, 0].cpu().numpy()
+
+
+def textured_corner(edges: np.ndarray, height: int, width: int, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top-left corner of a crop; in ``TEXTURED`` of the cases the one of ``CANDIDATES`` with the strongest edges."""
+    corners = [(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))) for _ in range(CANDIDATES)]
+    if rng.random() > TEXTURED:
+        return corners[0]
+    cells = max(1, side // EDGE_CELL)
+
+    def strength(corner: tuple[int, int]) -> float:
+        y, x = corner[0] // EDGE_CELL, corner[1] // EDGE_CELL
+        return float(edges[y : y + cells, x : x + cells].mean())
+
+    return max(corners, key=strength)
+
+
+def read_clip(path: Path) -> np.ndarray:
+    """All frames of a video or image: ``(T, H, W, 3)`` uint8."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+def _licensed(folder: Path, pattern: str) -> set[str]:
+    lines = (folder / "LICENCES.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    return {r[0] for r in rows if len(r) >= 3 and re.search(pattern, r[2])}
+
+
+def _camera_path(frames: int, extent: float, side: int, rng: np.random.Generator) -> Tensor:
+    """Affine matrices ``(frames, 2, 3)`` for ``affine_grid``: what the camera sees of a patch of ``side`` source pixels.
+
+    ``extent``: the view's share of the patch at zoom 1. The view stays inside the patch but for a little rotation.
+    """
+    time = np.linspace(-0.5, 0.5, frames) if frames > 1 else np.zeros(1)
+    speed = rng.choice([0.3, 1.0, 3.0])
+    per_frame = 2 / side  # one source pixel, in the patch's coordinates
+    room = max(0.0, 1 - extent)
+    pan = np.clip(rng.normal(0, speed, 2) * per_frame * frames, -2 * room, 2 * room)
+    shake = rng.normal(0, 0.3 * speed * per_frame, (frames, 2)) if rng.random() < 0.5 else np.zeros((frames, 2))
+    zoom = extent * (1 + rng.normal(0, 0.02 * speed) * time)
+    angle = rng.normal(0, 0.01 * speed) * time
+    center = rng.uniform(-room, room, 2) * 0.5
+    cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
+    shift = center + time[:, None] * pan + shake
+    matrices = np.stack([np.stack([cos, -sin, shift[:, 0]], -1), np.stack([sin, cos, shift[:, 1]], -1)], 1)
+    return torch.from_numpy(matrices).float()

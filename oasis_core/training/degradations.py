@@ -1,0 +1,179 @@
+"""From clean to low quality: the second-order pipeline of Real-ESRGAN and RealBasicVSR, batched on the device.
+
+blur -> resize -> noise -> JPEG, twice, to the low-resolution size; a real video codec follows (``codec.py``). Parameters
+are drawn once a clip (``consistent``) or walk from frame to frame (``walk``), with RealBasicVSR's steps (DESIGN section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .blur_kernels import filter_frames, gaussian_family, sinc
+from .jpeg import jpeg
+
+Mode = Literal["consistent", "walk"]
+Range = tuple[float, float]
+RESIZE_MODES = ("area", "bilinear", "bicubic")
+
+# Largest step per frame in walk mode, uniform in +-step: RealBasicVSR, configs/realbasicvsr_*.py (arXiv 2111.12704).
+STEPS = {"sigma": 0.02, "rotate": 0.31416, "beta_gaussian": 0.05, "beta_plateau": 0.1, "omega": 0.0628,
+         "resize": 0.015, "gaussian": 0.1, "poisson": 0.005, "quality": 3.0}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Order:
+    """One round of the pipeline; each probability is per clip. Sigmas of blur in pixels, of noise in 1/255."""
+
+    blur: float
+    sigma: Range
+    resize: Range
+    noise: float
+    gaussian: Range
+    poisson: Range
+    compress: float
+    quality: Range
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """Strengths. Milder than Real-ESRGAN's (noise to 30, sigma to 3, JPEG from 30): real web video is cleaner than that,
+    and every bit of excess is paid in sharpness on good inputs."""
+
+    mild: float = 0.25
+    """Share of clips that are only area-downscaled (and then coded)."""
+    first: Order = Order(0.85, (0.2, 2.4), (0.4, 1.2), 0.8, (0.5, 12), (0.05, 1.5), 0.85, (40, 95))
+    second: Order = Order(0.4, (0.2, 1.2), (0.9, 1.1), 0.6, (0.3, 5), (0.02, 0.5), 0.3, (50, 95))
+    sinc: float = 0.1
+    """Share of blurs that are sinc kernels."""
+    grey: float = 0.4
+    """Share of noise that is the same in all channels."""
+
+
+def degrade(
+    hr: Tensor,
+    low: tuple[int, int],
+    mode: Mode,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    config: DegradationConfig = DegradationConfig(),  # noqa: B008 - frozen
+) -> Tensor:
+    """Low-quality clips ``(B, 3, T, h, w)``, float in [0, 1], quantised to 1/255, before the codec.
+
+    Args:
+        hr: ``(B, 3, T, H, W)`` in [0, 1].
+        low: (h, w) of the result.
+        rng, generator: parameters come from the first (host), noise from the second (hr's device).
+    """
+    batch, _, frames = hr.shape[:3]
+    mild = int(rng.binomial(batch, config.mild))
+    x = rearrange(hr[mild:], "b c t h w -> (b t) c h w")
+    parts = []
+    if mild:
+        parts.append(_resize(rearrange(hr[:mild], "b c t h w -> (b t) c h w"), low, "area"))
+    if mild < batch:
+        draw = _Draw(batch - mild, frames, mode, rng, hr.device)
+        x = _round(x, config, config.first, draw, generator, size=None)
+        x = _round(x, config, config.second, draw, generator, size=low)
+        parts.append(x)
+    lq = (torch.cat(parts) * 255).round().clamp(0, 255) / 255
+    return rearrange(lq, "(b t) c h w -> b c t h w", b=batch)
+
+
+class _Draw:
+    """Parameter values ``(clips * frames,)`` on the device: constant over a clip, or a bounded walk."""
+
+    def __init__(self, clips: int, frames: int, mode: Mode, rng: np.random.Generator, device: torch.device) -> None:
+        self.clips, self.frames, self.mode, self.rng, self.device = clips, frames, mode, rng, device
+
+    def walk(self, low: float, high: float, step: float) -> np.ndarray:
+        """``(clips, frames)``: uniform start in [low, high]; then, in walk mode, uniform steps in +-step, kept in range."""
+        start = self.rng.uniform(low, high, (self.clips, 1))
+        if self.mode == "consistent":
+            return np.repeat(start, self.frames, 1)
+        values = [start]
+        for _ in range(self.frames - 1):
+            values.append(np.clip(values[-1] + self.rng.uniform(-step, step, (self.clips, 1)), low, high))
+        return np.concatenate(values, 1)
+
+    def value(self, low: float, high: float, step: float) -> Tensor:
+        return self.put(self.walk(low, high, step))
+
+    def chance(self, probability: float) -> Tensor:
+        """Bool, constant over a clip."""
+        return self.put(np.repeat(self.rng.random((self.clips, 1)) < probability, self.frames, 1))
+
+    def put(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values.reshape(-1)))
+        tensor = tensor if tensor.dtype == torch.bool else tensor.float()
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+def _round(
+    x: Tensor, config: DegradationConfig, order: Order, draw: _Draw, generator: torch.Generator, size: tuple[int, int] | None
+) -> Tensor:
+    """Blur, resize (to ``size``, or by a random factor), noise, JPEG: frames ``(S, 3, H, W)``."""
+    x = torch.where(draw.chance(order.blur)[:, None, None, None], filter_frames(x, _kernels(config, order, draw)), x)
+    x = _resize_walking(x, order, draw) if size is None else _resize(x, size, _any_mode(draw))
+    x = torch.where(draw.chance(order.noise)[:, None, None, None], _noisy(x, config, order, draw, generator), x)
+    x = x.clamp(0, 1)
+    squeezed = jpeg(x, draw.value(*order.quality, STEPS["quality"]))
+    return torch.where(draw.chance(order.compress)[:, None, None, None], squeezed, x)
+
+
+def _kernels(config: DegradationConfig, order: Order, draw: _Draw) -> Tensor:
+    """Half the Gaussians isotropic; shapes as Real-ESRGAN mixes them: plain .7, generalised .15, plateau .15."""
+    sigma_x = draw.value(*order.sigma, STEPS["sigma"])
+    isotropic = draw.chance(0.5)
+    sigma_y = torch.where(isotropic, sigma_x, draw.value(*order.sigma, STEPS["sigma"]))
+    angle = draw.value(-np.pi, np.pi, STEPS["rotate"])
+    shape = draw.rng.random((draw.clips, 1))
+    generalised = draw.put(np.repeat((shape > 0.7) & (shape <= 0.85), draw.frames, 1))
+    plateau = draw.put(np.repeat(shape > 0.85, draw.frames, 1))
+    one = torch.ones_like(sigma_x)
+    beta = torch.where(generalised, draw.value(0.5, 4, STEPS["beta_gaussian"]), one)
+    beta = torch.where(plateau, draw.value(1, 2, STEPS["beta_plateau"]), beta)
+    smooth = gaussian_family(sigma_x, sigma_y, angle, beta, plateau)
+    ringing = sinc(draw.value(np.pi / 3, np.pi, STEPS["omega"]))
+    return torch.where(draw.chance(config.sinc)[:, None, None], ringing, smooth)
+
+
+def _resize_walking(x: Tensor, order: Order, draw: _Draw) -> Tensor:
+    """One factor for the whole batch; in walk mode each frame time goes to its own size and back to the first's."""
+    factor = draw.walk(*order.resize, STEPS["resize"])[0]
+    mode, height, width = _any_mode(draw), x.shape[-2], x.shape[-1]
+    sizes = [(max(16, round(height * f)), max(16, round(width * f))) for f in factor]
+    if len(set(sizes)) == 1:
+        return _resize(x, sizes[0], mode)
+    clips = rearrange(x, "(b t) c h w -> b t c h w", t=draw.frames)
+    moved = [_resize(_resize(clips[:, t], size, mode), sizes[0], "bicubic") for t, size in enumerate(sizes)]
+    return rearrange(torch.stack(moved, 1), "b t c h w -> (b t) c h w")
+
+
+def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if mode == "area":
+        return F.interpolate(x, size=size, mode="area")
+    return F.interpolate(x, size=size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+
+
+def _any_mode(draw: _Draw) -> str:
+    return RESIZE_MODES[draw.rng.integers(len(RESIZE_MODES))]
+
+
+def _noisy(x: Tensor, config: DegradationConfig, order: Order, draw: _Draw, generator: torch.Generator) -> Tensor:
+    """Gaussian or Poisson noise (by its normal approximation: variance = scale * value / 255), colour or grey."""
+    colour = torch.randn(x.shape, generator=generator, device=x.device)
+    grey = colour[:, :1].expand_as(colour)
+    noise = torch.where(draw.chance(config.grey)[:, None, None, None], grey, colour)
+    gaussian = draw.value(*order.gaussian, STEPS["gaussian"])[:, None, None, None] / 255
+    poisson = draw.value(*order.poisson, STEPS["poisson"])[:, None, None, None]
+    shot = (poisson * x.clamp(0, 1) / 255).sqrt()
+    return x + noise * torch.where(draw.chance(0.6)[:, None, None, None], gaussian.expand_as(shot), shot)
