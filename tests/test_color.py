@@ -36,6 +36,11 @@ def test_flat_frames_are_a_fixed_point(method: ColorMethod, value: float) -> Non
     torch.testing.assert_close(correct_color(frames, frames, method), frames, atol=1e-4, rtol=0)
 
 
+def test_detail_below_the_flat_threshold_is_a_fixed_point() -> None:
+    frames = 0.5 + 1e-4 * picture(1)
+    torch.testing.assert_close(correct_color(frames, frames, ColorMethod.ADAIN), frames, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("method", ColorMethod)
 def test_streamed_equals_whole(method: ColorMethod) -> None:
     sr, reference = picture(4), picture(4).flip(0)
