@@ -37,11 +37,13 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], 1 + scale.flatten().float(), shift.flatten().float(), EPS).to(x.dtype)
 
 
+@lru_cache(maxsize=8)
 def timestep_embedding(timestep: float, dim: int, device: torch.device) -> Tensor:
     """Sinusoidal embedding ``(1, dim)`` in fp32: cosines, then sines, frequencies 10000^(-i / (dim/2))."""
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
-    angles = timestep * frequencies
-    return torch.cat([angles.cos(), angles.sin()]).float().to(device)[None]
+    with torch.inference_mode(False):
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+        angles = timestep * frequencies
+        return torch.cat([angles.cos(), angles.sin()]).float().to(device)[None]
 
 
 @lru_cache(maxsize=8)

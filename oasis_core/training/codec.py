@@ -1,10 +1,8 @@
-"""Real video codecs on CPU threads (PyAV lets go of the GIL while it encodes and decodes)."""
+"""Real video codecs, through PyAV."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import av
@@ -59,24 +57,3 @@ def round_trip(frames: np.ndarray, codec: CodecChoice | None) -> np.ndarray:
     if len(decoded) != len(frames):
         raise RuntimeError(f"{codec.name} returned {len(decoded)} of {len(frames)} frames")
     return np.stack(decoded)
-
-
-class CodecPool:
-    """Threads that code clips while the trainer goes on."""
-
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
-
-    def submit(
-        self, frames: np.ndarray, codecs: list[CodecChoice | None], ready: Callable[[], None]
-    ) -> list[Future[np.ndarray]]:
-        """Code each clip of ``(B, T, H, W, 3)`` uint8 once ``ready()`` returns (it waits for the copy to the host)."""
-
-        def job(i: int) -> np.ndarray:
-            ready()
-            return round_trip(frames[i], codecs[i])
-
-        return [self._pool.submit(job, i) for i in range(len(frames))]
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -101,8 +101,6 @@ class TrainConfig:
     discriminator_lr: float = 2e-4
     clip_gradient: float = 1.0
     """Gradients are scaled down to this norm."""
-    compile: bool = False
-    """Compile the block's point-wise parts (CUDA)."""
     save_every: int = 1000
     """Steps between saved states."""
     licence: str = "Apache-2.0"

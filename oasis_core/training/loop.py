@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..checkpoints.metadata import Metadata
@@ -19,7 +20,6 @@ from ..routing.calibration import assign, measure
 from ..routing.spec import HeadPattern, RoutingSpec
 from . import losses
 from .config import LossWeights, StageConfig, TrainConfig
-from .data import ClipStore
 from .feed import Batch, Feed
 from .perceptual import STLPIPS
 from .state import TrainState, learning_rate, set_learning_rate
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 LOG_EVERY = 50
 """Steps between log lines; each reads its values off the device, so not every step."""
-CALIBRATION_CLIPS = 16
 
 
-def train(config: TrainConfig, device: torch.device, seconds: float | None = None) -> Path:
+def train(config: TrainConfig, device: torch.device, seconds: float | None = None, workers: int = 0) -> Path:
     """Run, or go on with, a training run in ``config.out``.
 
     Args:
         seconds: stop (with a saved state) after that much time; None: run to the end.
+        workers: processes that make the data; 0: make it in this one.
 
     Returns:
         The checkpoint with the averaged weights as they are now.
@@ -50,25 +50,17 @@ def train(config: TrainConfig, device: torch.device, seconds: float | None = Non
     if (out / "state.pt").is_file():
         state.load(out / "state.pt", device)
         log.info("going on from step %d", state.step)
-    store = ClipStore(Path(config.data), device, config.drop, config.use_licences)
-    log.info("data ready after %.0f s: %s", time.monotonic() - began, store)
     trainer = Trainer(config, state, device)
-    while state.step < config.steps:
-        stage, offset = config.stage_at(state.step)
-        trainer.enter(stage)
-        if stage.routed and not state.calibrated:
-            calibrate(config, state, store)
-        with Feed(store, stage, seed=config.seed, start=state.step, stop=state.step + stage.steps - offset) as feed:
-            for batch in feed:
-                trainer.step(batch, learning_rate(stage, offset))
-                offset += 1
-                if state.step % config.save_every == 0:
-                    state.save(out / "state.pt")
-                    save_preview(out / f"preview_{state.step:06d}.png", state, batch)
-                if seconds is not None and time.monotonic() - began > seconds:
-                    break
-        if seconds is not None and time.monotonic() - began > seconds:
-            break
+    with Feed(config, device, start=state.step, stop=config.steps, workers=workers) as feed:
+        for batch in feed:
+            stage, offset = config.stage_at(state.step)
+            trainer.enter(stage, batch)
+            trainer.step(batch, learning_rate(stage, offset))
+            if state.step % config.save_every == 0:
+                state.save(out / "state.pt")
+                save_preview(out / f"preview_{state.step:06d}.png", state, batch)
+            if seconds is not None and time.monotonic() - began > seconds:
+                break
     state.save(out / "state.pt")
     return write_weights(config, state)
 
@@ -91,27 +83,34 @@ class Trainer:
     def __init__(self, config: TrainConfig, state: TrainState, device: torch.device) -> None:
         self.config, self.state, self.device = config, state, device
         self.perceptual: STLPIPS | None = None
-        self.stage = config.stages[0]
+        self.stage: StageConfig | None = None
         self.sums: dict[str, Tensor] = {}
         self.since = time.monotonic()
-        if config.compile:
-            _compile_pointwise(state.model)
+        self.restore: Callable[[Tensor], Tensor] = state.model
 
-    def enter(self, stage: StageConfig) -> None:
-        """Make ready what the stage's losses need."""
+    def enter(self, stage: StageConfig, batch: Batch) -> None:
+        """Make ready for ``stage``, of which ``batch`` is about to be used; nothing to do where it is the current one."""
+        if stage is self.stage:
+            return
         self.stage = stage
+        log.info("stage %s: %s", stage.name, stage)
         if stage.loss.perceptual and self.perceptual is None:
             self.perceptual = STLPIPS().to(self.device).requires_grad_(False)
-        log.info("stage %s: %s", stage.name, stage)
+        if stage.routed and not self.state.calibrated:
+            calibrate(self.config, self.state, batch)
+        routing = self.state.routing if stage.routed else _dense(self.state.routing)
+        self.restore = _RestoreClips(self.state.model, routing)
+        if self.device.type == "cuda":
+            self.restore = _as_graph(self.restore, upsample(batch.lr, batch.hr.shape[-1]))
 
     def step(self, batch: Batch, lr: float) -> None:
         """Restore a batch, weigh the losses, move the weights and their average."""
         state, stage = self.state, self.stage
+        assert stage is not None
         set_learning_rate(state.optimizer, lr)
-        routing = state.routing if stage.routed else _dense(state.routing)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             pixels = upsample(batch.lr, batch.hr.shape[-1])
-            sr = (state.model(pixels, routing).float() + 1) / 2
+            sr = (self.restore(pixels).float() + 1) / 2
             terms, stacks = self.terms(sr, batch.hr, stage.loss)
             total = torch.stack([getattr(stage.loss, name) * value for name, value in terms.items()]).sum()
         state.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +165,7 @@ class Trainer:
         """Sum up on the device; every ``LOG_EVERY`` steps append one JSON line to the log."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
-        if self.state.step % LOG_EVERY:
+        if self.state.step % LOG_EVERY or self.stage is None:
             return
         means = {name: round(float(value) / LOG_EVERY, 5) for name, value in self.sums.items()}
         took, self.since, self.sums = time.monotonic() - self.since, time.monotonic(), {}
@@ -189,21 +188,27 @@ def _dense(routing: RoutingSpec) -> RoutingSpec:
     return RoutingSpec.uniform(routing.depth, routing.heads, HeadPattern.GLOBAL, routing.window)
 
 
-def _compile_pointwise(model: OasisModel) -> None:
-    """Fuse what surrounds the attention call: it does not depend on the routing, so one compilation serves all blocks."""
-    from ..model import layers
+class _RestoreClips(nn.Module):
+    """The model with its routing fixed."""
 
-    layers.modulated_norm = torch.compile(layers.modulated_norm)  # type: ignore[assignment]
-    layers.apply_rope = torch.compile(layers.apply_rope)  # type: ignore[assignment]
-    layers.RMSNorm.forward = torch.compile(layers.RMSNorm.forward)  # type: ignore[method-assign]
+    def __init__(self, model: OasisModel, routing: RoutingSpec) -> None:
+        super().__init__()
+        self.model, self.routing = model, routing
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels, self.routing)
 
 
-def calibrate(config: TrainConfig, state: TrainState, store: ClipStore) -> None:
-    """Specialise the heads: KL of localising each, on training clips, then the budget's assignment."""
-    stage = next(s for s in config.stages if s.routed)
-    with Feed(store, stage, seed=config.seed + 1, start=0, stop=-(-CALIBRATION_CLIPS // stage.batch)) as feed:
-        clips = [upsample(batch.lr, batch.hr.shape[-1]) for batch in feed]
-    kl = measure(state.averaged_model(), (c[i : i + 1] for c in clips for i in range(len(c))), config.routing.window)
+def _as_graph(module: nn.Module, pixels: Tensor) -> nn.Module:
+    """Forward and backward as CUDA graphs: thousands of small kernels then cost the host two launches."""
+    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        return torch.cuda.make_graphed_callables(module, (pixels.clone(),))
+
+
+def calibrate(config: TrainConfig, state: TrainState, batch: Batch) -> None:
+    """Specialise the heads: KL of localising each, on a batch of training clips, then the budget's assignment."""
+    clips = upsample(batch.lr, batch.hr.shape[-1]).split(1)
+    kl = measure(state.averaged_model(), clips, config.routing.window)
     state.routing = assign(kl, config.routing.global_share, config.routing.intra_frame_share, config.routing.window)
     state.calibrated = True
     record = {"routing": json.loads(state.routing.to_json()), "kl": {p.value: v.tolist() for p, v in kl.items()}}
