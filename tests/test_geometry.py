@@ -9,7 +9,12 @@ import torch
 
 from oasis_core.geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 
-EPS = 2e-6  # fp32 resampling: sums of at most 16 taps of values in [0, 1]
+EPS = 1e-5  # fp32 resampling: tap positions round to about 1e-6 pixels (worst seen over 300 seeds: 2.6e-6)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,7 @@ def test_a_gradient_stays_where_it_was(side: int, target: int) -> None:
     out = resize(frames, target, target)[0, target // 2, :, 0]
     expected = (torch.arange(target) + 0.5) / target
     inner = slice(math.ceil(3 * target / side), -math.ceil(3 * target / side))  # bicubic reaches 2 input pixels
-    torch.testing.assert_close(out[inner], expected[inner], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[inner], expected[inner], atol=EPS, rtol=0)
     assert abs(float(out.mean()) - 0.5) < 1e-5
 
 
