@@ -6,6 +6,7 @@ of its launch rate (measured: 265 ms a step instead of what the GPU needs).
 
 from __future__ import annotations
 
+import multiprocessing
 import queue
 import threading
 from collections.abc import Iterator
@@ -146,6 +147,9 @@ def _work(config: TrainConfig, device: str, indices: range, made: Any) -> None:
         maker = BatchMaker(config, torch.device(device))
         for index in indices:
             made.put(maker.make(index))
-        made.put(None)  # keeps the process, and so its shared memory, alive until the last batch has been taken
     except Exception as e:
         made.put(f"{type(e).__name__}: {e}")
+    # The last batches lie in this process's shared memory: stay until the trainer ends it (or dies itself).
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
