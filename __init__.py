@@ -1,0 +1,8 @@
+"""ComfyUI finds the nodes here. Imported anywhere else (pytest's collection, editors) this file does nothing."""
+
+from importlib.util import find_spec
+
+if __package__ and find_spec("comfy_api") is not None:
+    from .nodes import comfy_entrypoint
+
+    __all__ = ["comfy_entrypoint"]

@@ -1,0 +1,48 @@
+"""OasisLoadModel: a checkpoint, ready for ComfyUI's model management."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..oasis_core.checkpoints import load_checkpoint
+from .model_files import model_names, model_path, stamp
+from .model_handle import DTYPE_NAMES, ModelHandle, OasisModelType
+
+
+class OasisLoadModel(io.ComfyNode):
+    """Model file in, OASIS_MODEL out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OasisLoadModel",
+            display_name="OASIS Load Model",
+            category="OASIS",
+            description="Loads an OASIS video upscaling model. oasis-tiny comes with this pack: nothing to download.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=model_names(),
+                    tooltip="oasis-tiny is built in. More models: .safetensors files in models/oasis (or "
+                    "models/diffusion_models). Change it when you have downloaded or trained another OASIS model.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPE_NAMES),
+                    default="auto",
+                    tooltip="Number format of the computation. auto takes what suits your device. fp32 is the most "
+                    "exact and needs twice the memory of bf16 and fp16; change it only to compare, or if a result is "
+                    "black.",
+                ),
+            ],
+            outputs=[OasisModelType.Output(display_name="model", tooltip="For OASIS Upscale or OASIS Head Routing.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str, dtype: str) -> str:
+        return stamp(model_path(model_name))
+
+    @classmethod
+    def execute(cls, model_name: str, dtype: str) -> io.NodeOutput:
+        checkpoint = load_checkpoint(model_path(model_name), dtype=None)
+        return io.NodeOutput(ModelHandle.of(checkpoint, dtype))

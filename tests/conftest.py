@@ -1,0 +1,93 @@
+"""What the marked tests need, where it is found, and one loud line where it is not.
+
+Real ComfyUI: ``$COMFYUI_PATH``; else the ComfyUI whose ``custom_nodes`` holds this checkout; else ``~/comfy/ComfyUI``.
+Its interpreter: ``$COMFYUI_PYTHON``; else a ``venv`` or ``.venv`` inside or beside it; else this one if it has what
+ComfyUI needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+REMEDY = "get it by `pip install comfy-cli`, `comfy install`; or set COMFYUI_PATH (and COMFYUI_PYTHON, its interpreter)"
+COMFYUI_IMPORTS = (
+    "aiohttp",
+    "alembic",
+    "comfyui_frontend_package",
+    "torchsde",
+    "torchvision",
+    "transformers",
+    "kornia",
+)
+"""A sample of ComfyUI's requirements that this project's own environment does not bring together."""
+
+
+@dataclass(frozen=True)
+class ComfyUI:
+    """A real ComfyUI and the interpreter that runs it."""
+
+    folder: Path
+    python: Path
+
+
+def find_comfyui() -> ComfyUI | str:
+    """The ComfyUI to test in, or why there is none."""
+    named = os.environ.get("COMFYUI_PATH")
+    folders = [Path(named)] if named else [Path.home() / "comfy" / "ComfyUI"]
+    if not named and ROOT.parent.name == "custom_nodes":
+        folders.insert(0, ROOT.parent.parent)
+    folder = next((f.expanduser().resolve() for f in folders if (f.expanduser() / "main.py").is_file()), None)
+    if folder is None:
+        return f"no ComfyUI in {' or '.join(str(f) for f in folders)}"
+    python = _comfyui_python(folder)
+    return ComfyUI(folder, python) if python else f"{folder} is ComfyUI, but no Python environment for it was found"
+
+
+def _comfyui_python(folder: Path) -> Path | None:
+    if named := os.environ.get("COMFYUI_PYTHON"):
+        return Path(named).expanduser()
+    program = Path("Scripts", "python.exe") if os.name == "nt" else Path("bin", "python")
+    places = [place / name / program for place in (folder, folder.parent) for name in ("venv", ".venv")]
+    if found := next((p for p in places if p.is_file()), None):
+        return found
+    return Path(sys.executable) if all(find_spec(name) for name in COMFYUI_IMPORTS) else None
+
+
+FOUND = pytest.StashKey["ComfyUI | str"]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FOUND] = find_comfyui()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    found = config.stash[FOUND]
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("comfy") and isinstance(found, str):
+            item.add_marker(pytest.mark.skip(reason=found))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    found = config.stash[FOUND]
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "comfy" in r.keywords]
+    if isinstance(found, str) and skipped:
+        line = f"REAL COMFYUI NOT TESTED: {len(skipped)} tests skipped, {found}; {REMEDY}"
+        terminalreporter.write_line(line, red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def comfyui(pytestconfig: pytest.Config) -> ComfyUI:
+    """The real ComfyUI; only for tests marked ``comfy``."""
+    found = pytestconfig.stash[FOUND]
+    assert isinstance(found, ComfyUI), f"a test without the comfy marker asks for ComfyUI ({found})"
+    return found
