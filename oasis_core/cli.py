@@ -33,6 +33,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--out", help="output folder (overrides the config's)")
     parser.add_argument("--seconds", type=float, help="stop, with a saved state, after this many seconds")
     parser.add_argument("--workers", type=int, default=0, help="processes that make the data (0: this one; 4 to 8 on a GPU)")
+    parser.add_argument("--fuse", action="store_true", help="compile the transformer's point-wise parts (long runs on CUDA)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, mps or cpu")
     parser.set_defaults(run=_train)
 
@@ -43,7 +44,7 @@ def _train(args: argparse.Namespace) -> None:
 
     config = load_config(args.config)
     overrides = {name: getattr(args, name) for name in ("data", "out") if getattr(args, name) is not None}
-    path = train(dataclasses.replace(config, **overrides), torch.device(args.device), args.seconds, args.workers)
+    path = train(dataclasses.replace(config, **overrides), torch.device(args.device), args.seconds, args.workers, args.fuse)
     print(f"weights: {path}")
 
 

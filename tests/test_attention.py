@@ -22,7 +22,11 @@ def qkv(grid: TokenGrid, heads: int, dim: int, dtype: torch.dtype, batch: int = 
 
 @pytest.mark.parametrize("shape", GRIDS)
 @pytest.mark.parametrize("window", WINDOWS)
-def test_window_equals_reference(shape: tuple[int, int, int], window: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("small_frame", [0, 256])
+def test_window_equals_reference(
+    shape: tuple[int, int, int], window: tuple[int, int, int], small_frame: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa, "SMALL_FRAME", small_frame)
     grid = TokenGrid(*shape)
     q, k, v = qkv(grid, 2, 8, torch.float32, batch=2)
     expected, _ = reference_attention(q, k, v, grid, HeadPattern.WINDOW, window)
@@ -72,7 +76,9 @@ def test_all_global_is_plain_attention() -> None:
     assert torch.equal(routed_attention(q, k, v, grid, (HeadPattern.GLOBAL,) * 4, (3, 5, 5)), plain)
 
 
-def test_gradients_flow_through_the_window() -> None:
+@pytest.mark.parametrize("small_frame", [0, 256])
+def test_gradients_flow_through_the_window(small_frame: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdpa, "SMALL_FRAME", small_frame)
     grid = TokenGrid(2, 9, 10)
     leaves = [x.requires_grad_() for x in qkv(grid, 1, 8, torch.float64)]
     twin = [x.detach().clone().requires_grad_() for x in leaves]

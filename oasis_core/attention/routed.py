@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -31,25 +33,27 @@ def routed_attention(
     """
     if q.shape[1] != grid.length or q.shape[2] != len(patterns):
         raise ValueError(f"q is {tuple(q.shape)}; expected (B, {grid.length}, {len(patterns)}, D) for grid {grid}")
-    out: Tensor | None = None
+    order = tuple(n for pattern in HeadPattern for n, p in enumerate(patterns) if p is pattern)
+    if order != tuple(range(len(order))):  # heads of one pattern lie together once the weights are folded
+        grouped = tuple(patterns[n] for n in order)
+        back = tuple(order.index(n) for n in range(len(order)))
+        q, k, v = (x.index_select(2, _index(order, x.device)) for x in (q, k, v))
+        return routed_attention(q, k, v, grid, grouped, window).index_select(2, _index(back, q.device))
+    parts = []
+    start = 0
     for pattern in HeadPattern:
-        heads = [n for n, p in enumerate(patterns) if p is pattern]
-        if not heads:
-            continue
-        select = _head_slice(heads)
-        part = _run(q[:, :, select], k[:, :, select], v[:, :, select], grid, pattern, window)
-        if len(heads) == len(patterns):
-            return part
-        out = torch.empty_like(q) if out is None else out
-        out[:, :, select] = part
-    assert out is not None
-    return out
+        stop = start + patterns.count(pattern)
+        if stop > start:
+            heads = (..., slice(start, stop), slice(None))
+            parts.append(_run(q[heads], k[heads], v[heads], grid, pattern, window))
+        start = stop
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _head_slice(heads: list[int]) -> slice | list[int]:
-    """A view-making slice where the heads are contiguous (they are, once folded), else the list itself."""
-    contiguous = heads[-1] - heads[0] + 1 == len(heads)
-    return slice(heads[0], heads[-1] + 1) if contiguous else heads
+@lru_cache(maxsize=256)
+def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(heads, device=device)
 
 
 def _run(

@@ -20,6 +20,9 @@ WINDOW_TILE = (8, 8)
 """Query tile (rows, columns) of the window operation. With a (3, 5, 5) window 64 queries share 3 x 12 x 12 = 432 keys,
 of which each uses 75: dense arithmetic on tiles beats gathering 75 keys a query (CPU and GPU alike)."""
 
+SMALL_FRAME = 576
+"""Tokens up to which a frame is one tile without a halo (training crops): no overlapping views, whose backward is slow."""
+
 WINDOW_KEY_BUDGET = 64 * 2**20
 """Elements of gathered keys at a time (times the same for values): bounds the window operation's memory."""
 
@@ -39,86 +42,112 @@ def intra_frame_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> T
 def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, window: tuple[int, int, int]) -> Tensor:
     """Every query sees the sliding (Pt, Ph, Pw) neighbourhood around it, truncated at the borders.
 
-    Queries go in tiles of one frame x 8 x 8. A tile's keys and values are its halo, gathered by overlapping views of
-    the padded grid; an additive mask, shared by batch, frames and heads, cuts the exact neighbourhood out. In time the
-    halo is sliced, not masked: the first and last frames run with fewer keys.
+    Queries go in tiles of one frame x 8 x 8 (a small frame is one tile). A tile's keys and values are its halo, gathered
+    by overlapping views of the padded grid; an additive mask, shared by batch, frames and heads, cuts the exact
+    neighbourhood out. In time the halo is sliced, not masked: the first and last frames run with fewer keys.
     """
-    n = q.shape[2]
-    th, tw = min(WINDOW_TILE[0], grid.h), min(WINDOW_TILE[1], grid.w)
-    rows, cols = -(-grid.h // th), -(-grid.w // tw)
-    extra_h, extra_w = rows * th - grid.h, cols * tw - grid.w
-    radius_h, radius_w = window[1] // 2, window[2] // 2
-
-    def padded(x: Tensor, pad: tuple[int, ...]) -> Tensor:
-        return F.pad(rearrange(x, "b (t h w) n d -> b t h w n d", t=grid.t, h=grid.h), pad)
-
-    query = padded(q, (0, 0, 0, 0, 0, extra_w, 0, extra_h))
-    halo = (0, 0, 0, 0, radius_w, radius_w + extra_w, radius_h, radius_h + extra_h)
-    key, value = (
-        padded(x, halo).unfold(2, th + window[1] - 1, th).unfold(3, tw + window[2] - 1, tw) for x in (k, v)
-    )  # (b, t, r, c, n, d, y, x): views, nothing is copied
-    mask = _tile_mask(grid.h, grid.w, window, th, tw, q.dtype, q.device)  # (r c, 1, th tw, halo)
-
+    b, n = q.shape[0], q.shape[2]
+    tiling = _Tiling.of(grid, window)
+    query = tiling.queries(rearrange(q, "b (t h w) n d -> b t n h w d", t=grid.t, h=grid.h))
+    key, value = (tiling.halos(rearrange(x, "b (t h w) n d -> b t n h w d", t=grid.t, h=grid.h)) for x in (k, v))
+    mask = _tile_mask(tiling, q.dtype, q.device)  # (tiles, 1, queries, halo)
+    most = max(1, WINDOW_KEY_BUDGET // max(1, key[:, 0].numel() * window[0]))
     pieces = []
-    for frames, seen in _frame_runs(grid.t, window[0], max(1, WINDOW_KEY_BUDGET // max(1, key[:, 0].numel() * window[0]))):
-        tiles = rearrange(query[:, frames], "b t (r y) (c x) n d -> (r c) (b t n) (y x) d", y=th, x=tw)
-        kv = [
-            rearrange(x[:, seen.start : seen.stop].unfold(1, seen.per_frame, 1), "b t r c n d y x p -> (r c) (b t n) (p y x) d")
-            for x in (key, value)
-        ]
-        out = F.scaled_dot_product_attention(tiles, kv[0], kv[1], attn_mask=mask.repeat(1, 1, 1, seen.per_frame))
-        pieces.append(rearrange(out, "(r c) (b t n) (y x) d -> b t (r y) (c x) n d", r=rows, n=n, y=th, b=q.shape[0]))
-    whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-    return rearrange(whole[:, :, : grid.h, : grid.w], "b t h w n d -> b (t h w) n d")
+    for frames, seen in _frame_runs(grid.t, window[0], most):
+        tiles = rearrange(query[:, frames], "b t n tiles s d -> tiles (b t n) s d")
+        near = [
+            torch.stack([x[:, i : i + tiles.shape[1] // (b * n)] for i in seen], dim=4) for x in (key, value)
+        ]  # (b, t, n, tiles, frames seen, halo, d)
+        near = [rearrange(x, "b t n tiles p s d -> tiles (b t n) (p s) d") for x in near]
+        out = F.scaled_dot_product_attention(tiles, near[0], near[1], attn_mask=mask.repeat(1, 1, 1, len(seen)))
+        pieces.append(rearrange(out, "tiles (b t n) s d -> b t n tiles s d", b=b, n=n))
+    whole = tiling.frames(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
+    return rearrange(whole, "b t n h w d -> b (t h w) n d")
 
 
 @dataclass(frozen=True)
-class _SeenFrames:
-    """Key frames start..stop of a run of query frames, each of which sees ``per_frame`` consecutive ones."""
+class _Tiling:
+    """How a frame of h x w tokens is cut into query tiles, and what halo each needs; (row, column) pairs."""
 
-    start: int
-    stop: int
-    per_frame: int
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    radius: tuple[int, int]
+    margin: tuple[int, int]
+    """Tokens of halo on each side; none where one tile holds the frame."""
+
+    @classmethod
+    def of(cls, grid: TokenGrid, window: tuple[int, int, int]) -> _Tiling:
+        size, radius = (grid.h, grid.w), (window[1] // 2, window[2] // 2)
+        if grid.frame <= SMALL_FRAME:
+            return cls(size, size, radius, (0, 0))
+        tile = (min(WINDOW_TILE[0], grid.h), min(WINDOW_TILE[1], grid.w))
+        return cls(size, tile, radius, radius)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return -(-self.size[0] // self.tile[0]), -(-self.size[1] // self.tile[1])
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``(b, t, n, h, w, d)`` -> ``(b, t, n, tiles, queries, d)``."""
+        (rows, cols), (th, tw) = self.counts, self.tile
+        x = F.pad(x, (0, 0, 0, cols * tw - self.size[1], 0, rows * th - self.size[0]))
+        return rearrange(x, "b t n (r y) (c x) d -> b t n (r c) (y x) d", y=th, x=tw)
+
+    def halos(self, x: Tensor) -> Tensor:
+        """``(b, t, n, h, w, d)`` -> ``(b, t, n, tiles, halo, d)``."""
+        if self.margin == (0, 0) and self.counts == (1, 1):
+            return rearrange(x, "b t n h w d -> b t n 1 (h w) d")
+        (rows, cols), (th, tw), (mh, mw) = self.counts, self.tile, self.margin
+        x = F.pad(x, (0, 0, mw, cols * tw - self.size[1] + mw, mh, rows * th - self.size[0] + mh))
+        x = x.unfold(3, th + 2 * mh, th).unfold(4, tw + 2 * mw, tw)
+        return rearrange(x, "b t n r c d y x -> b t n (r c) (y x) d")
+
+    def frames(self, x: Tensor) -> Tensor:
+        """Inverse of ``queries``; the padding goes."""
+        (rows, _), (th, tw) = self.counts, self.tile
+        x = rearrange(x, "b t n (r c) (y x) d -> b t n (r y) (c x) d", r=rows, y=th, x=tw)
+        return x[:, :, :, : self.size[0], : self.size[1]]
 
 
-def _frame_runs(length: int, extent: int, most: int) -> Iterator[tuple[slice, _SeenFrames]]:
-    """Consecutive query frames that see equally many key frames, at most ``most`` at a time."""
+def _frame_runs(length: int, extent: int, most: int) -> Iterator[tuple[slice, range]]:
+    """Consecutive query frames that see equally many key frames, at most ``most`` at a time.
+
+    With them, the key frames that the run's first frame sees; each later frame sees them shifted by one more.
+    """
     radius = extent // 2
+
+    def seen(frame: int) -> range:
+        return range(max(0, frame - radius), min(length, frame + radius + 1))
+
     start = 0
     while start < length:
-        low, high = max(0, start - radius), min(length, start + radius + 1)
-        stop = start + 1
-        while (
-            stop < length
-            and stop - start < most
-            and max(0, stop - radius) == low + stop - start
-            and min(length, stop + radius + 1) == high + stop - start
+        first, stop = seen(start), start + 1
+        while stop < length and stop - start < most and seen(stop) == range(
+            first.start + stop - start, first.stop + stop - start
         ):
             stop += 1
-        yield slice(start, stop), _SeenFrames(low, high + stop - start - 1, high - low)
+        yield slice(start, stop), first
         start = stop
 
 
 @lru_cache(maxsize=16)
-def _tile_mask(
-    h: int, w: int, window: tuple[int, int, int], th: int, tw: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Additive mask ``(tiles, 1, th*tw, halo)`` for one key frame: 0 inside the neighbourhood and the grid, else -inf.
+def _tile_mask(tiling: _Tiling, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask ``(tiles, 1, queries, halo)`` for one key frame: 0 inside the neighbourhood and the grid, else -inf.
 
     Queries in the padding stand in for the last row or column, so that no row is empty (their output is cut off).
     """
     with torch.inference_mode(False):
-        rows = _axis_visible(h, th, window[1], device)
-        cols = _axis_visible(w, tw, window[2], device)
+        sides = zip(tiling.size, tiling.tile, tiling.radius, tiling.margin, strict=True)
+        rows, cols = (_axis_visible(*side, device) for side in sides)
         seen = rows[:, None, :, None, :, None] & cols[None, :, None, :, None, :]  # (r, c, y, x, key y, key x)
         seen = seen.flatten(4).flatten(2, 3).flatten(0, 1)
         return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf")).unsqueeze(1)
 
 
-def _axis_visible(size: int, tile: int, extent: int, device: torch.device) -> Tensor:
-    """Bool ``(tiles, tile, tile + extent - 1)``: does query y of a tile see halo position k, along one axis?"""
-    tiles, radius = -(-size // tile), extent // 2
-    query = (torch.arange(tiles, device=device)[:, None] * tile + torch.arange(tile, device=device)).clamp(max=size - 1)
-    key = torch.arange(tiles, device=device)[:, None] * tile - radius + torch.arange(tile + extent - 1, device=device)
+def _axis_visible(size: int, tile: int, radius: int, margin: int, device: torch.device) -> Tensor:
+    """Bool ``(tiles, tile, tile + 2 * margin)``: does query y of a tile see halo position k, along one axis?"""
+    starts = torch.arange(-(-size // tile), device=device)[:, None] * tile
+    query = (starts + torch.arange(tile, device=device)).clamp(max=size - 1)
+    key = starts - margin + torch.arange(tile + 2 * margin, device=device)
     inside = (key >= 0) & (key < size)
     return ((query[:, :, None] - key[:, None, :]).abs() <= radius) & inside[:, None, :]

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import TokenGrid
+from ..attention import TokenGrid, routed_attention
 from ..routing.spec import RoutingSpec
 from .config import OasisConfig
 from .layers import Block, Head, rope_table, timestep_embedding
+
+Observer = Callable[[int, Tensor, Tensor, TokenGrid], None]
+"""Called with the layer, its q and k ``(B, L, N, D)`` and their grid."""
 
 
 class DiT(nn.Module):
@@ -74,20 +77,31 @@ class DiT(nn.Module):
         time = self.time_embedding(embedding.to(self.time_embedding[0].weight.dtype))
         return time, rearrange(self.time_projection(time), "b (six d) -> b six d", six=6)
 
-    def forward(self, z: Tensor, routing: RoutingSpec, poll: Callable[[], None] | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        routing: RoutingSpec,
+        poll: Callable[[], None] | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
         """Velocity ``(B, C, t, h, w)`` of a latent of that shape, in its dtype.
 
         ``poll`` is called before every block; what it raises passes through (this is how a host interrupts).
+        ``observe`` is shown every layer's queries and keys (calibration).
         """
         grid = self.grid(z)
         routing.check_fits(self.config.depth, self.config.heads)
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
         time, modulation = self.time(z.device)
         x = self.tokens(z)
-        for block, patterns in zip(self.blocks, routing.layers, strict=True):
+        for layer, (block, patterns) in enumerate(zip(self.blocks, routing.layers, strict=True)):
             if poll is not None:
                 poll()
-            x = block(x, modulation, self.context, grid, rope, patterns, routing.window)
+            q, k, v = block.before(x, modulation, rope)  # type: ignore[operator]
+            if observe is not None:
+                observe(layer, q, k, grid)
+            attended = routed_attention(q, k, v, grid, patterns, routing.window)
+            x = block.after(x, attended, modulation, self.context)  # type: ignore[operator]
         pt, ph, pw = self.config.patch
         return rearrange(
             self.head(x, time), "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=grid.t, h=grid.h, p=pt, q=ph, r=pw

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import TokenGrid, routed_attention
-from ..routing.spec import HeadPattern
+from ..attention import TokenGrid
 
 EPS = 1e-6
 """Wan's epsilon of every norm."""
@@ -76,7 +75,7 @@ def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Routed self-attention with RMS-normalised q and k (over all heads together) and 3D RoPE."""
+    """Projections of the routed self-attention: RMS-normalised q and k (over all heads together) with 3D RoPE, and o."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -85,23 +84,16 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
 
     def qkv(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``(B, L, N, D)`` as the attention sees them (calibration reads them too)."""
+        """Queries, keys and values ``(B, L, N, D)`` as the attention sees them."""
         q, k, v = (
             rearrange(y, "b l (n d) -> b l n d", n=self.heads)
             for y in (self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
         )
         return apply_rope(q, rope), apply_rope(k, rope), v
 
-    def forward(
-        self,
-        x: Tensor,
-        grid: TokenGrid,
-        rope: tuple[Tensor, Tensor],
-        patterns: tuple[HeadPattern, ...],
-        window: tuple[int, int, int],
-    ) -> Tensor:
-        out = routed_attention(*self.qkv(x, rope), grid, patterns, window)
-        return self.o(rearrange(out, "b l n d -> b l (n d)"))
+    def out(self, attended: Tensor) -> Tensor:
+        """Heads ``(B, L, N, D)`` joined and projected: ``(B, L, dim)``."""
+        return self.o(rearrange(attended, "b l n d -> b l (n d)"))
 
 
 class CrossAttention(nn.Module):
@@ -123,7 +115,10 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, optional cross-attention, feed-forward; each around the residual stream."""
+    """Self-attention, optional cross-attention, feed-forward; each around the residual stream.
+
+    In two halves, with the routed attention between them: ``before`` and ``after`` do not depend on the routing.
+    """
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, cross_attention: bool) -> None:
         super().__init__()
@@ -133,20 +128,20 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
 
-    def forward(
-        self,
-        x: Tensor,
-        time: Tensor,
-        context: Tensor | None,
-        grid: TokenGrid,
-        rope: tuple[Tensor, Tensor],
-        patterns: tuple[HeadPattern, ...],
-        window: tuple[int, int, int],
-    ) -> Tensor:
-        """``x`` (B, L, dim), ``time`` (1, 6, dim): shift, scale and gate for attention, then for the feed-forward."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation.float() + time.float()).unbind(1)
-        y = self.self_attn(modulated_norm(x, shift_a, scale_a), grid, rope, patterns, window)
-        x = x + y * gate_a.to(x.dtype)
+    def before(self, x: Tensor, time: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v ``(B, L, N, D)`` of ``x`` (B, L, dim); ``time`` (1, 6, dim) as in ``after``."""
+        shift, scale = (self.modulation[:, :2].float() + time[:, :2].float()).unbind(1)
+        return self.self_attn.qkv(modulated_norm(x, shift, scale), rope)
+
+    def after(self, x: Tensor, attended: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+        """The residual stream after the block.
+
+        Args:
+            x: ``(B, L, dim)`` as it came in. attended: ``(B, L, N, D)``.
+            time: ``(1, 6, dim)``: shift, scale and gate for attention, then for the feed-forward.
+        """
+        gate_a, shift_f, scale_f, gate_f = (self.modulation[:, 2:].float() + time[:, 2:].float()).unbind(1)
+        x = x + self.self_attn.out(attended) * gate_a.to(x.dtype)
         if self.norm3 is not None and self.cross_attn is not None and context is not None:
             normed = F.layer_norm(x.float(), x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), EPS)
             x = x + self.cross_attn(normed.to(x.dtype), context)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention import TokenGrid
 from ..model import OasisModel
-from ..model.layers import SelfAttention
 from .spec import DEFAULT_WINDOW, HeadPattern, RoutingSpec
 
 
@@ -62,25 +61,14 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
     count = 0
 
-    def hook_of(layer: int) -> object:
-        def hook(module: nn.Module, args: tuple[object, ...]) -> None:
-            x, grid, rope = args[:3]
-            assert isinstance(module, SelfAttention) and isinstance(x, Tensor) and isinstance(grid, TokenGrid)
-            q, k, _ = module.qkv(x, rope)  # type: ignore[arg-type]
-            chosen = torch.randperm(grid.length, generator=generator)[:queries].to(x.device)
-            for pattern, kl in localisation_kl(q, k, grid, window, chosen).items():
-                sums[pattern][layer] += kl.cpu()
+    def observe(layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> None:
+        chosen = torch.randperm(grid.length, generator=generator)[:queries].to(q.device)
+        for pattern, kl in localisation_kl(q, k, grid, window, chosen).items():
+            sums[pattern][layer] += kl.cpu()
 
-        return hook
-
-    handles = [b.self_attn.register_forward_pre_hook(hook_of(i)) for i, b in enumerate(model.dit.blocks)]  # type: ignore
-    try:
-        for clip in clips:
-            model.restore(model.encode(clip), dense)
-            count += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    for clip in clips:
+        model.dit(model.encode(clip), dense, observe=observe)
+        count += 1
     if not count:
         raise ValueError("calibration got no clips; give at least one")
     return {pattern: total / count for pattern, total in sums.items()}

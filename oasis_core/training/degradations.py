@@ -29,16 +29,34 @@ STEPS = {"sigma": 0.02, "rotate": 0.31416, "beta_gaussian": 0.05, "beta_plateau"
 
 @dataclass(frozen=True)
 class Order:
-    """One round of the pipeline; each probability is per clip. Sigmas of blur in pixels, of noise in 1/255."""
+    """One round of the pipeline: probabilities (per clip) and ranges of its parameters.
+
+    Real-ESRGAN's (arXiv 2107.10833, options/train_realesrgan_x4plus.yml), first / second round, for comparison:
+    sigma 0.2-3 / 0.2-1.5, resize 0.15-1.5 / 0.3-1.2, gaussian 1-30 / 1-25, poisson 0.05-3 / 0.05-2.5, quality 30-95.
+    """
 
     blur: float
+    """Probability."""
     sigma: Range
+    """Standard deviation of the blur, pixels."""
     resize: Range
+    """Factor. The last round goes to the low-resolution size instead."""
     noise: float
+    """Probability."""
     gaussian: Range
+    """Standard deviation, 1/255."""
     poisson: Range
+    """Standard deviation relative to that of photon noise of 255 photons at white."""
     compress: float
+    """Probability of JPEG."""
     quality: Range
+    """JPEG quality, libjpeg's scale."""
+
+    def __post_init__(self) -> None:
+        for name in ("blur", "noise", "compress"):
+            _check_range(name, (0.0, getattr(self, name)), 1.0)
+        for name, most in (("sigma", 6.0), ("resize", 4.0), ("gaussian", 255.0), ("poisson", 255.0), ("quality", 100.0)):
+            _check_range(name, getattr(self, name), most)
 
 
 @dataclass(frozen=True)
@@ -48,12 +66,29 @@ class DegradationConfig:
 
     mild: float = 0.25
     """Share of clips that are only area-downscaled (and then coded)."""
-    first: Order = Order(0.85, (0.2, 2.4), (0.4, 1.2), 0.8, (0.5, 12), (0.05, 1.5), 0.85, (40, 95))
-    second: Order = Order(0.4, (0.2, 1.2), (0.9, 1.1), 0.6, (0.3, 5), (0.02, 0.5), 0.3, (50, 95))
+    first: Order = Order(
+        blur=0.85, sigma=(0.2, 2.4), resize=(0.4, 1.2), noise=0.8, gaussian=(0.5, 12), poisson=(0.05, 2.0),
+        compress=0.85, quality=(40, 95),
+    )  # fmt: skip
+    """At the ground truth's scale."""
+    second: Order = Order(
+        blur=0.4, sigma=(0.2, 1.2), resize=(0.9, 1.1), noise=0.6, gaussian=(0.3, 5), poisson=(0.05, 0.7),
+        compress=0.3, quality=(50, 95),
+    )  # fmt: skip
+    """Blur before, the rest after going to the low-resolution size."""
     sinc: float = 0.1
     """Share of blurs that are sinc kernels."""
     grey: float = 0.4
     """Share of noise that is the same in all channels."""
+
+    def __post_init__(self) -> None:
+        for name in ("mild", "sinc", "grey"):
+            _check_range(name, (0.0, getattr(self, name)), 1.0)
+
+
+def _check_range(name: str, values: Range, most: float) -> None:
+    if not 0 <= values[0] <= values[1] <= most:
+        raise ValueError(f"{name} is {values}; it must rise and lie in 0 to {most:g}")
 
 
 def degrade(
@@ -169,11 +204,11 @@ def _any_mode(draw: _Draw) -> str:
 
 
 def _noisy(x: Tensor, config: DegradationConfig, order: Order, draw: _Draw, generator: torch.Generator) -> Tensor:
-    """Gaussian or Poisson noise (by its normal approximation: variance = scale * value / 255), colour or grey."""
+    """Gaussian or Poisson noise (by its normal approximation: deviation = scale * sqrt(value / 255)), colour or grey."""
     colour = torch.randn(x.shape, generator=generator, device=x.device)
     grey = colour[:, :1].expand_as(colour)
     noise = torch.where(draw.chance(config.grey)[:, None, None, None], grey, colour)
     gaussian = draw.value(*order.gaussian, STEPS["gaussian"])[:, None, None, None] / 255
     poisson = draw.value(*order.poisson, STEPS["poisson"])[:, None, None, None]
-    shot = (poisson * x.clamp(0, 1) / 255).sqrt()
+    shot = poisson * (x.clamp(0, 1) / 255).sqrt()
     return x + noise * torch.where(draw.chance(0.6)[:, None, None, None], gaussian.expand_as(shot), shot)

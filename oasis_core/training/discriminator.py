@@ -39,7 +39,7 @@ class UNetDiscriminator(nn.Module):
         y = maps[-1]
         features = list(maps)
         for layer, skip in zip(self.up, reversed(maps[:-1]), strict=True):
-            y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+            y = F.interpolate(y, scale_factor=2, mode="nearest")
             y = F.leaky_relu(layer(y), 0.2) + skip
             features.append(y)
         for layer in self.tail:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from .discriminator import FRAMES
 
 CHARBONNIER_EPS = 1e-3
-PERCEPTUAL_FRAMES = 2
-"""Frames per clip that the perceptual term sees; drawn anew each step."""
-MOST_OFFSET = 15
-"""Largest random offset (pixels) of the perceptual crop: pooling grids then fall elsewhere each step, so that the
-network cannot hide a fixed pattern in the places where the metric does not look (DESIGN section 5)."""
+CROP = 192
+"""Side (pixels) of the random crop that the perceptual and adversarial terms see. It lies elsewhere each step, so that
+the network cannot hide a fixed pattern in the places where a metric's pooling does not look (DESIGN section 5)."""
 
 
 def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
@@ -34,24 +33,30 @@ def motion(sr: Tensor, hr: Tensor) -> Tensor:
     return (sr.diff(dim=2) - hr.diff(dim=2)).abs().mean()
 
 
-def frame_pairs(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random frames and crop of both, as images ``(S, 3, h, w)``: what the perceptual term compares."""
-    count = min(PERCEPTUAL_FRAMES, sr.shape[2])
-    frames = torch.randperm(sr.shape[2], generator=generator)[:count].tolist()
-    top, left = torch.randint(MOST_OFFSET + 1, (2,), generator=generator).tolist()
-    size = (sr.shape[-2] - MOST_OFFSET) // 16 * 16
-    crop = (..., slice(top, top + size), slice(left, left + size))
-    return tuple(rearrange(x[:, :, frames][crop], "b c s h w -> (b s) c h w") for x in (sr, hr))  # type: ignore[return-value]
+def one_frame(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random frame and crop of both, as images ``(B, 3, h, w)``: what the perceptual term compares."""
+    frame = int(torch.randint(sr.shape[2], (1,), generator=generator))
+    window = random_crop(sr, generator)
+    return sr[:, :, frame][window], hr[:, :, frame][window]
 
 
 def stacked_frames(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random run of consecutive frames of both, stacked in channels: what the discriminator sees.
+    """The same random crop of consecutive frames of both, stacked in channels: what the discriminator sees.
 
     Clips shorter than the run repeat their last frame.
     """
     start = int(torch.randint(max(1, sr.shape[2] - FRAMES + 1), (1,), generator=generator))
     index = [min(start + i, sr.shape[2] - 1) for i in range(FRAMES)]
-    return tuple(rearrange(x[:, :, index], "b c s h w -> b (s c) h w") for x in (sr, hr))  # type: ignore[return-value]
+    window = random_crop(sr, generator)
+    ours, theirs = (torch.cat([x[:, :, i][window] for i in index], dim=1) for x in (sr, hr))
+    return ours, theirs
+
+
+def random_crop(frames: Tensor, generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:
+    """Index of a random square of at most ``CROP`` pixels, a multiple of 8, in the last two dimensions."""
+    size = min(CROP, *(s // 8 * 8 for s in frames.shape[-2:]))
+    top, left = (int(torch.randint(s - size + 1, (1,), generator=generator)) for s in frames.shape[-2:])
+    return ..., slice(top, top + size), slice(left, left + size)
 
 
 def fool(logits: Tensor) -> Tensor:

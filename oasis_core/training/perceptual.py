@@ -38,7 +38,7 @@ class STLPIPS(nn.Module):
         super().__init__()
         state = torch.load(weights or vgg_weights_path(), map_location="cpu", weights_only=True)
         self.tensors = nn.ParameterDict(
-            {k.replace(".", "_"): nn.Parameter(v.float(), requires_grad=False) for k, v in state.items()}
+            {k.replace(".", "_"): nn.Parameter(_laid_out(v.float()), requires_grad=False) for k, v in state.items()}
         )
 
     def _conv(self, x: Tensor, index: str) -> Tensor:
@@ -68,6 +68,10 @@ class STLPIPS(nn.Module):
             weight = self.tensors[f"lin{i}_model_1_weight"].flatten()
             total = total + (difference.mean((0, 2, 3), dtype=torch.float32) * weight).sum()
         return total
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _unit(x: Tensor) -> Tensor:
