@@ -12,8 +12,8 @@ SIZE = 21
 def gaussian_family(sigma_x: Tensor, sigma_y: Tensor, angle: Tensor, beta: Tensor, plateau: Tensor) -> Tensor:
     """Kernels ``(S, SIZE, SIZE)`` that sum to 1, from parameters ``(S,)``.
 
-    With q the squared Mahalanobis distance: generalised Gaussian exp(-q^beta / 2) (beta 1: plain), or, where ``plateau``
-    is true, 1 / (1 + q^beta). Sigmas in pixels, angle in radians.
+    With q the squared Mahalanobis distance: generalised Gaussian exp(-q^beta / 2) (beta 1: plain), or, where
+    ``plateau`` is true, 1 / (1 + q^beta). Sigmas in pixels, angle in radians.
     """
     y, x = _coordinates(sigma_x.device)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]

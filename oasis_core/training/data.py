@@ -75,7 +75,7 @@ class ClipStore:
         return f"{len(self.clips)} clips, {len(self.stills)} stills, {size:.1f} GiB on {self.device}"
 
     def sample(self, batch: int, frames: int, size: int, rng: np.random.Generator) -> Tensor:
-        """Random crops ``(B, 3, frames, size, size)``, float in [0, 1], on the device; same ``rng`` state, same batch."""
+        """Random crops ``(B, 3, frames, size, size)``, float in [0, 1], on the device; repeatable by ``rng``."""
         return torch.stack([self._one(frames, size, rng) for _ in range(batch)])
 
     def _one(self, frames: int, size: int, rng: np.random.Generator) -> Tensor:
@@ -159,9 +159,9 @@ def _licensed(folder: Path, pattern: str) -> set[str]:
 
 
 def _camera_path(frames: int, extent: float, side: int, rng: np.random.Generator) -> Tensor:
-    """Affine matrices ``(frames, 2, 3)`` for ``affine_grid``: what the camera sees of a patch of ``side`` source pixels.
+    """Affine matrices ``(frames, 2, 3)`` for ``affine_grid``: what a camera sees of a patch of ``side`` source pixels.
 
-    ``extent``: the view's share of the patch at zoom 1. The view stays inside the patch but for zoom and rotation over time.
+    ``extent``: the view's share of the patch at zoom 1. The view stays inside the patch, zoom and rotation aside.
     """
     time = np.linspace(-0.5, 0.5, frames) if frames > 1 else np.zeros(1)
     speed = rng.choice([0.3, 1.0, 3.0])

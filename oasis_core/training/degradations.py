@@ -1,7 +1,7 @@
 """From clean to low quality: the second-order pipeline of Real-ESRGAN and RealBasicVSR, batched on the device.
 
-blur -> resize -> noise -> JPEG, twice, to the low-resolution size; a real video codec follows (``codec.py``). Parameters
-are drawn once a clip (``consistent``) or walk from frame to frame (``walk``), with RealBasicVSR's steps (DESIGN section 2).
+blur -> resize -> noise -> JPEG, twice, to the low-resolution size; a real video codec follows (``codec.py``).
+Parameters are drawn once a clip (``consistent``) or walk from frame to frame (``walk``), with RealBasicVSR's steps.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ RESIZE_MODES = ("area", "bilinear", "bicubic")
 # Largest step per frame in walk mode, uniform in +-step: RealBasicVSR, configs/realbasicvsr_*.py (arXiv 2111.12704).
 STEPS = {"sigma": 0.02, "rotate": 0.31416, "beta_gaussian": 0.05, "beta_plateau": 0.1, "omega": 0.0628,
          "resize": 0.015, "gaussian": 0.1, "poisson": 0.005, "quality": 3.0}  # fmt: skip
+
+
+def _check_range(name: str, values: Range, most: float) -> None:
+    if not 0 <= values[0] <= values[1] <= most:
+        raise ValueError(f"{name} is {values}; it must rise and lie in 0 to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,15 @@ class Order:
     def __post_init__(self) -> None:
         for name in ("blur", "noise", "compress"):
             _check_range(name, (0.0, getattr(self, name)), 1.0)
-        for name, most in (("sigma", 6.0), ("resize", 4.0), ("gaussian", 255.0), ("poisson", 255.0), ("quality", 100.0)):
+        limits = {"sigma": 6.0, "resize": 4.0, "gaussian": 255.0, "poisson": 255.0, "quality": 100.0}
+        for name, most in limits.items():
             _check_range(name, getattr(self, name), most)
 
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    """Strengths. Milder than Real-ESRGAN's (noise to 30, sigma to 3, JPEG from 30): real web video is cleaner than that,
-    and every bit of excess is paid in sharpness on good inputs."""
+    """Strengths. Milder than Real-ESRGAN's: real web video is cleaner than that, and every bit of excess is paid in
+    sharpness on good inputs."""
 
     mild: float = 0.25
     """Share of clips that are only area-downscaled (and then coded)."""
@@ -86,18 +92,13 @@ class DegradationConfig:
             _check_range(name, (0.0, getattr(self, name)), 1.0)
 
 
-def _check_range(name: str, values: Range, most: float) -> None:
-    if not 0 <= values[0] <= values[1] <= most:
-        raise ValueError(f"{name} is {values}; it must rise and lie in 0 to {most:g}")
-
-
 def degrade(
     hr: Tensor,
     low: tuple[int, int],
     mode: Mode,
     rng: np.random.Generator,
     generator: torch.Generator,
-    config: DegradationConfig = DegradationConfig(),  # noqa: B008 - frozen
+    config: DegradationConfig = DegradationConfig(),
 ) -> Tensor:
     """Low-quality clips ``(B, 3, T, h, w)``, float in [0, 1], quantised to 1/255, before the codec.
 
@@ -128,7 +129,7 @@ class _Draw:
         self.clips, self.frames, self.mode, self.rng, self.device = clips, frames, mode, rng, device
 
     def walk(self, low: float, high: float, step: float) -> np.ndarray:
-        """``(clips, frames)``: uniform start in [low, high]; then, in walk mode, uniform steps in +-step, kept in range."""
+        """``(clips, frames)``: uniform start in [low, high]; in walk mode then uniform steps in +-step, kept inside."""
         start = self.rng.uniform(low, high, (self.clips, 1))
         if self.mode == "consistent":
             return np.repeat(start, self.frames, 1)
@@ -153,7 +154,12 @@ class _Draw:
 
 
 def _round(
-    x: Tensor, config: DegradationConfig, order: Order, draw: _Draw, generator: torch.Generator, size: tuple[int, int] | None
+    x: Tensor,
+    config: DegradationConfig,
+    order: Order,
+    draw: _Draw,
+    generator: torch.Generator,
+    size: tuple[int, int] | None,
 ) -> Tensor:
     """Blur, resize (to ``size``, or by a random factor), noise, JPEG: frames ``(S, 3, H, W)``."""
     x = torch.where(draw.chance(order.blur)[:, None, None, None], filter_frames(x, _kernels(config, order, draw)), x)
@@ -204,7 +210,7 @@ def _any_mode(draw: _Draw) -> str:
 
 
 def _noisy(x: Tensor, config: DegradationConfig, order: Order, draw: _Draw, generator: torch.Generator) -> Tensor:
-    """Gaussian or Poisson noise (by its normal approximation: deviation = scale * sqrt(value / 255)), colour or grey."""
+    """Gaussian or Poisson noise (normal approximation: deviation = scale * sqrt(value / 255)), colour or grey."""
     colour = torch.randn(x.shape, generator=generator, device=x.device)
     grey = colour[:, :1].expand_as(colour)
     noise = torch.where(draw.chance(config.grey)[:, None, None, None], grey, colour)
