@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import websocket
+from PIL import Image
 
 from oasis_core.checkpoints import save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
@@ -105,6 +107,12 @@ class Client:
         """A file that a node saved."""
         to.write_bytes(self.get("/view?" + urllib.parse.urlencode(saved)))
         return to
+
+    def pictures(self, run: Run, node: str, folder: Path) -> torch.Tensor:
+        """What a SaveImage node of a finished run wrote: ``(T, H, W, C)`` in [0, 1]."""
+        assert run.end == "execution_success", run.messages[-1]
+        files = [self.download(image, folder / image["filename"]) for image in run.outputs[node]["images"]]
+        return torch.stack([torch.from_numpy(np.array(Image.open(f))) for f in files]).float() / 255
 
     def run(self, prompt: dict[str, Any], on_message: Callable[[dict[str, Any]], None] | None = None) -> Run:
         """Queue a prompt and follow it to its end.

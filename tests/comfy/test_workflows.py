@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from oasis_core.checkpoints import embedded_path, load_checkpoint
@@ -60,11 +59,6 @@ def read_clip(path: Path) -> tuple[Tensor, Fraction, float]:
     return torch.from_numpy(np.stack(frames)).float() / 255, rate, seconds
 
 
-def pictures(client: Any, run: Any, node: str, folder: Path) -> Tensor:
-    files = [client.download(image, folder / image["filename"]) for image in run.outputs[node]["images"]]
-    return torch.stack([torch.from_numpy(np.array(Image.open(f))) for f in files]).float() / 255
-
-
 def psnr(a: Tensor, b: Tensor) -> float:
     assert a.shape == b.shape
     return -10 * (a - b).square().mean().log10().item()
@@ -90,7 +84,7 @@ def test_upscale_video(client: Any, tmp_path: Path) -> None:
     png = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "lr"}}
     again = client.run({**prompt, "lr": png, "sr": {**png, "inputs": {"images": ["4", 0], "filename_prefix": "sr"}}})
     assert "4" in again.data("execution_cached")[0]["nodes"]
-    lr, sr = (pictures(client, again, node, tmp_path) for node in ("lr", "sr"))
+    lr, sr = (client.pictures(again, node, tmp_path) for node in ("lr", "sr"))
     checkpoint = load_checkpoint(embedded_path())
     core = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings()).upscale(lr)
     assert psnr(sr, core) > 45  # pictures are cut to 8 bits, and newer ComfyUI's video frames are not 8-bit values
