@@ -12,7 +12,7 @@ SMALLEST = 32
 """Encoders refuse very small frames: these are edge-padded to it and cropped again."""
 SHARES = {"none": 0.15, "libx264": 0.65, "mpeg4": 0.1, "libvpx-vp9": 0.1}
 """How often a clip meets each encoder; the slow one (docstring of ``round_trip``) is rare. No H.265: x265 (in PyAV 18)
-corrupts the heap on frames smaller than its 64-pixel blocks, and the process dies some clips later."""
+corrupted the heap on clips of 16 and 48 pixels (not seen from 64 up), and the process died some clips later."""
 CRF = {"libx264": (20, 31, 37), "libvpx-vp9": (24, 36, 50)}
 """Lowest, most frequent and highest constant rate factor. x264's look as 17, 28 and 34 do with its macroblock tree."""
 PRESETS = ("veryfast", "faster", "medium")
@@ -53,8 +53,8 @@ def draw_codec(rng: np.random.Generator, pixels: int) -> CodecChoice | None:
 def round_trip(frames: np.ndarray, codec: CodecChoice | None) -> np.ndarray:
     """``(T, H, W, 3)`` uint8 encoded and decoded again, same shape.
 
-    7 frames of 64x64 / 96x96 on one core, ms: H.264 3.0 / 4.2, MPEG-4 1.6 / 2.2, VP9 9.4 / 16.5; as often as
-    ``SHARES`` says 3.2 / 5.2. Repeated, also in threads, each gives the same bytes.
+    7 frames of 64x64 / 96x96 on one core, ms: H.264 2.5 / 4.5, MPEG-4 1.4 / 2.8, VP9 8.2 / 17.4; as often as
+    ``SHARES`` says 2.7 / 5.8. Repeated, also in threads, each gives the same bytes.
     """
     if codec is None:
         return frames
