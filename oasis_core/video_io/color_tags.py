@@ -1,0 +1,62 @@
+"""Between RGB and YUV by the book: which matrix, which range, and the arithmetic (ITU-R BT.601, BT.709, BT.2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LUMA_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}  # fmt: skip
+"""(Kr, Kb) by matrix number (ITU-T H.273 MatrixCoefficients, as FFmpeg's AVColorSpace): 1 BT.709, 5 and 6 BT.601, 9 BT.2020."""
+BT709, BT601 = 1, 6
+UNSPECIFIED = 2
+FULL_RANGE = 2
+"""FFmpeg's AVCOL_RANGE_JPEG; 1 is limited."""
+HD_HEIGHT = 720
+"""Frames of this height and more are BT.709 where nothing is said, smaller ones BT.601: what players assume."""
+
+
+@dataclass(frozen=True)
+class ColorTags:
+    """How a video's numbers mean colours; FFmpeg's numbers (ITU-T H.273)."""
+
+    matrix: int
+    full_range: bool
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+
+    @classmethod
+    def of(cls, matrix: int, color_range: int, primaries: int, transfer: int, height: int) -> ColorTags:
+        """Tags as found in a file; an unstated matrix is the one that players assume for that height."""
+        known = matrix if matrix in LUMA_WEIGHTS else (BT709 if height >= HD_HEIGHT else BT601)
+        return cls(known, color_range == FULL_RANGE, primaries, transfer)
+
+
+def yuv_to_rgb(yuv: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
+    """Planes ``(3, H, W)`` of ``depth``-bit code values -> ``(H, W, 3)`` float32, nominally [0, 1], not clamped."""
+    top, offset, luma, chroma = _levels(tags.full_range, depth)
+    y = (yuv[0].astype(np.float32) - offset) / luma
+    cb, cr = ((plane.astype(np.float32) - top) / chroma for plane in yuv[1:])
+    kr, kb = LUMA_WEIGHTS[tags.matrix]
+    red, blue = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
+    green = (y - kr * red - kb * blue) / (1 - kr - kb)
+    return np.stack([red, green, blue], axis=-1)
+
+
+def rgb_to_yuv(rgb: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
+    """Inverse: ``(H, W, 3)`` in [0, 1] -> ``(3, H, W)`` uint8 (depth 8) or uint16, rounded."""
+    top, offset, luma, chroma = _levels(tags.full_range, depth)
+    kr, kb = LUMA_WEIGHTS[tags.matrix]
+    red, green, blue = (rgb[..., i] for i in range(3))
+    y = kr * red + (1 - kr - kb) * green + kb * blue
+    planes = [y * luma + offset, (blue - y) / (2 * (1 - kb)) * chroma + top, (red - y) / (2 * (1 - kr)) * chroma + top]
+    codes = np.clip(np.rint(np.stack(planes)), 0, 2**depth - 1)
+    return codes.astype(np.uint8 if depth == 8 else np.uint16)
+
+
+def _levels(full_range: bool, depth: int) -> tuple[float, float, float, float]:
+    """Code value of zero chroma, of black, and the spans of luma and chroma."""
+    if full_range:
+        return 2.0 ** (depth - 1), 0.0, 2.0**depth - 1, 2.0**depth - 1
+    unit = 2.0 ** (depth - 8)
+    return 128 * unit, 16 * unit, 219 * unit, 224 * unit
