@@ -83,7 +83,8 @@ def assign(
     """Give the dear patterns to the heads that lose most without them.
 
     The heads with the largest min(KL intra-frame, KL window) stay global, up to ``global_share`` of all; of the rest,
-    those that gain most from intra-frame over window become intra-frame, up to ``intra_frame_share``; the others window.
+    those that gain most from intra-frame over window become intra-frame, up to ``intra_frame_share``; the others
+    window.
     """
     intra, near = kl[HeadPattern.INTRA_FRAME].flatten(), kl[HeadPattern.WINDOW].flatten()
     heads = intra.numel()

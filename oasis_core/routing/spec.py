@@ -48,7 +48,9 @@ class RoutingSpec:
         if len(counts) > 1:
             raise ValueError(f"routing layers have different head counts {sorted(counts)}; every layer needs the same")
         if len(self.window) != 3 or any(type(e) is not int or e < 1 or e % 2 == 0 for e in self.window):
-            raise ValueError(f"routing window is {self.window!r}; it needs three odd whole numbers (t, h, w), such as [3, 5, 5]")
+            raise ValueError(
+                f"routing window is {self.window!r}; it needs three odd whole numbers (t, h, w), such as [3, 5, 5]"
+            )
 
     @property
     def depth(self) -> int:
@@ -94,7 +96,9 @@ class RoutingSpec:
 
         Shares are fractions of the heads, each in 0..1 and together at most 1, rounded to whole heads.
         """
-        if not (0 <= global_share <= 1 and 0 <= intra_frame_share <= 1 and global_share + intra_frame_share <= 1 + 1e-6):
+        if not (
+            0 <= global_share <= 1 and 0 <= intra_frame_share <= 1 and global_share + intra_frame_share <= 1 + 1e-6
+        ):
             raise ValueError(
                 f"head shares are global {global_share}, intra-frame {intra_frame_share}; "
                 "each must be 0 to 1 and their sum at most 1 (the rest are window heads)"
@@ -142,10 +146,10 @@ class RoutingSpec:
     @classmethod
     def from_file(cls, path: Path) -> RoutingSpec:
         """Read a JSON file. Raises FileNotFoundError or ValueError, each one line that names the file."""
+        if not path.is_file():
+            raise FileNotFoundError(f"routing file not found: {path}")
         try:
             text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"routing file not found: {path}") from None
         except UnicodeDecodeError:
             raise ValueError(f"routing file {path} is not text; expected the JSON file that OASIS wrote") from None
         try:
