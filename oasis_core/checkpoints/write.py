@@ -26,5 +26,9 @@ def save_checkpoint(path: Path, model: OasisModel, metadata: Metadata, dtype: to
     metadata.routing.check_fits(model.config.depth, model.config.heads)
     tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=metadata.to_header())
-    os.replace(part, path)
+    try:
+        save_file(tensors, part, metadata=metadata.to_header())
+        part.chmod(0o644)  # safetensors makes files that only their owner may read
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

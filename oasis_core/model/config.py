@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -71,10 +72,18 @@ class OasisConfig:
                 raise ValueError(f"model {name} is {value!r}; it must be a whole number of at least 1")
         for name in ("unshuffle", "patch"):
             value = getattr(self, name)
-            if len(value) != 3 or any(type(v) is not int or v < 1 for v in value):
+            if type(value) is not tuple or len(value) != 3 or any(type(v) is not int or v < 1 for v in value):
                 raise ValueError(f"model {name} is {value!r}; it must be three whole numbers of at least 1")
-        if self.context_length < 0:
-            raise ValueError(f"model context_length is {self.context_length}; it must be 0 (none) or more")
+        if type(self.context_length) is not int or self.context_length < 0:
+            raise ValueError(f"model context_length is {self.context_length!r}; it must be 0 (none) or more")
+        for name in ("rope_theta", "timestep", "sigma"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"model {name} is {value!r}; it must be a finite number")
+        if self.rope_theta <= 0:
+            raise ValueError(f"model rope_theta is {self.rope_theta}; it must be above 0")
+        if not isinstance(self.decoder, PixelDecoderConfig):
+            raise ValueError(f"model decoder is {self.decoder!r}; it must be the sizes of a pixel decoder")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ValueError(f"model dim {self.dim} does not split into {self.heads} heads of an even size")
         if self.head_dim < 6:
@@ -82,7 +91,9 @@ class OasisConfig:
         if self.freq_dim % 2:
             raise ValueError(f"model freq_dim is {self.freq_dim}; it must be even")
         if self.unshuffle[1] != self.unshuffle[2] or self.unshuffle[1] % 4:
-            raise ValueError(f"model unshuffle is {self.unshuffle}; the pixel decoder needs square cells of a multiple of 4")
+            raise ValueError(
+                f"model unshuffle is {self.unshuffle}; the pixel decoder needs square cells of a multiple of 4"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -107,11 +118,13 @@ class OasisConfig:
         """Build from ``to_dict``'s values. Raises ValueError that names unknown or missing fields."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise ValueError(f"model config has unknown fields {unknown}; this checkpoint may need a newer version of OASIS")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            raise ValueError(
+                f"model config has unknown fields {unknown}; this checkpoint may need a newer version of OASIS"
+            )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         try:
-            if isinstance(values.get("decoder"), dict):
-                values["decoder"] = PixelDecoderConfig(**values["decoder"])
+            if isinstance(data.get("decoder"), dict):
+                values["decoder"] = PixelDecoderConfig(**data["decoder"])
             return cls(**values)
         except TypeError as e:
             raise ValueError(f"model config is not usable: {e}") from None
