@@ -222,7 +222,9 @@ def _groups(frames: Iterable[Tensor], factor: int) -> Iterator[_Group]:
             yield _Group(frame[None], 1, first=True)
             continue
         if frame.shape != shape:
-            raise ValueError(f"frame size changes from {tuple(shape)} to {tuple(frame.shape)} within the clip; split it there")
+            raise ValueError(
+                f"frame size changes from {tuple(shape)} to {tuple(frame.shape)} within the clip; split it there"
+            )
         held.append(frame)
         if len(held) == factor:
             yield _Group(torch.stack(held), factor, first=False)

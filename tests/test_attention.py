@@ -105,6 +105,8 @@ def test_kl_of_localising_is_the_difference_of_lse() -> None:
 def test_wrong_shapes_are_named() -> None:
     q = torch.zeros(1, 10, 2, 4)
     with pytest.raises(ValueError, match=r"expected \(B, 12, 2, D\)"):
-        routed_attention(q, q, q, TokenGrid(1, 3, 4), RoutingSpec.uniform(1, 2, HeadPattern.GLOBAL).layers[0], (3, 5, 5))
+        routed_attention(
+            q, q, q, TokenGrid(1, 3, 4), RoutingSpec.uniform(1, 2, HeadPattern.GLOBAL).layers[0], (3, 5, 5)
+        )
     with pytest.raises(ValueError, match="at least 1"):
         TokenGrid(0, 3, 4)

@@ -14,7 +14,10 @@ from oasis_core.video_io import CODECS, VideoReader, VideoWriter, WriterSettings
 from oasis_core.video_io.color_tags import ColorTags, rgb_to_yuv, yuv_to_rgb
 from oasis_core.video_io.writer import as_fraction
 
-BARS = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1], [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]], np.float32) * 0.75
+BARS = (
+    np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1], [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]], np.float32)
+    * 0.75
+)
 
 
 def bars(height: int = 64, width: int = 128) -> torch.Tensor:
@@ -36,7 +39,12 @@ def make_clip(
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv444p"
         context = stream.codec_context
         context.time_base, context.sample_aspect_ratio = Fraction(1, 1000), aspect
-        context.colorspace, context.color_range, context.color_primaries, context.color_trc = tags[0], tags[1], tags[0], tags[0]
+        context.colorspace, context.color_range, context.color_primaries, context.color_trc = (
+            tags[0],
+            tags[1],
+            tags[0],
+            tags[0],
+        )
         if rotation:
             stream.set_display_rotation(rotation)
         sound = container.add_stream(audio, rate=48000, layout="mono") if audio else None
@@ -103,7 +111,9 @@ def test_ffv1_is_lossless(tmp_path: Path) -> None:
     torch.testing.assert_close(got, frames, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("codec", "ending"), [("h264", ".mp4"), ("h265", ".mkv"), ("av1", ".mp4"), ("prores", ".mov"), ("ffv1", ".mkv")])
+@pytest.mark.parametrize(
+    ("codec", "ending"), [("h264", ".mp4"), ("h265", ".mkv"), ("av1", ".mp4"), ("prores", ".mov"), ("ffv1", ".mkv")]
+)
 def test_every_codec_keeps_size_frames_and_picture(tmp_path: Path, codec: str, ending: str) -> None:
     source = make_clip(tmp_path / "in.mp4", moving(5, 64, 96), audio="aac")
     again = copy(source, tmp_path / f"out{ending}", WriterSettings(codec))
@@ -228,7 +238,10 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError), VideoWriter(tmp_path / name, 64, 48, info, WriterSettings(codec)) as writer:
             writer.write(moving(1), [0])
             raise RuntimeError
-        with pytest.raises(ValueError, match="no frames"), VideoWriter(tmp_path / name, 64, 48, info, WriterSettings(codec)):
+        with (
+            pytest.raises(ValueError, match="no frames"),
+            VideoWriter(tmp_path / name, 64, 48, info, WriterSettings(codec)),
+        ):
             pass
     assert sorted(tmp_path.iterdir()) == before
 

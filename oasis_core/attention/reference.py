@@ -23,7 +23,9 @@ def pattern_mask(grid: TokenGrid, pattern: HeadPattern, window: tuple[int, int, 
     t, h, w = index // grid.frame, index // grid.w % grid.h, index % grid.w
     if pattern is HeadPattern.INTRA_FRAME:
         return t[:, None] == t[None, :]
-    near = [(axis[:, None] - axis[None, :]).abs() <= extent // 2 for axis, extent in zip((t, h, w), window, strict=True)]
+    near = [
+        (axis[:, None] - axis[None, :]).abs() <= extent // 2 for axis, extent in zip((t, h, w), window, strict=True)
+    ]
     return near[0] & near[1] & near[2]
 
 

@@ -122,8 +122,10 @@ def _frame_runs(length: int, extent: int, most: int) -> Iterator[tuple[slice, ra
     start = 0
     while start < length:
         first, stop = seen(start), start + 1
-        while stop < length and stop - start < most and seen(stop) == range(
-            first.start + stop - start, first.stop + stop - start
+        while (
+            stop < length
+            and stop - start < most
+            and seen(stop) == range(first.start + stop - start, first.stop + stop - start)
         ):
             stop += 1
         yield slice(start, stop), first

@@ -38,7 +38,9 @@ class Metadata:
     def from_header(cls, header: dict[str, str]) -> Metadata:
         """Raises ValueError with one line where the header is not an OASIS one or does not fit together."""
         if header.get("format") != FORMAT:
-            raise ValueError('it is a safetensors file, but not an OASIS checkpoint (its header has no "format": "oasis")')
+            raise ValueError(
+                'it is a safetensors file, but not an OASIS checkpoint (its header has no "format": "oasis")'
+            )
         if header.get("version") != VERSION:
             raise ValueError(f"its format version is {header.get('version')!r}; this program reads version {VERSION}")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +46,11 @@ class DiT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             nn.init.trunc_normal_(block.self_attn.o.weight, std=0.02 * depth_scale)
-            nn.init.trunc_normal_(block.ffn[2].weight, std=0.02 * depth_scale)
+            nn.init.trunc_normal_(cast(nn.Linear, block.ffn[2]).weight, std=0.02 * depth_scale)
             nn.init.zeros_(block.modulation)
             nn.init.ones_(block.modulation.data[:, 2])
             nn.init.ones_(block.modulation.data[:, 5])
-        nn.init.zeros_(self.time_projection[1].weight)
+        nn.init.zeros_(cast(nn.Linear, self.time_projection[1]).weight)
         nn.init.zeros_(self.head.head.weight)
         if self.context is not None:
             nn.init.normal_(self.context, std=0.02)
@@ -74,7 +75,8 @@ class DiT(nn.Module):
     def time(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The constant timestep's embedding ``(1, dim)`` and its projection ``(1, 6, dim)``."""
         embedding = timestep_embedding(self.config.timestep, self.config.freq_dim, device)
-        time = self.time_embedding(embedding.to(self.time_embedding[0].weight.dtype))
+        first = cast(nn.Linear, self.time_embedding[0])
+        time = self.time_embedding(embedding.to(first.weight.dtype))
         return time, rearrange(self.time_projection(time), "b (six d) -> b six d", six=6)
 
     def forward(

@@ -58,7 +58,9 @@ class OasisModel(nn.Module):
         group = self.config.unshuffle[0]
         whole = replicate_first(pixels, group) if first else pixels
         if whole.shape[2] != group * z_h.shape[2]:
-            raise ValueError(f"{pixels.shape[2]} frames do not fit {z_h.shape[2]} latent frames of {group} (first={first})")
+            raise ValueError(
+                f"{pixels.shape[2]} frames do not fit {z_h.shape[2]} latent frames of {group} (first={first})"
+            )
         return self.decoder(z_h, whole)[:, :, whole.shape[2] - pixels.shape[2] :]
 
     def forward(self, pixels: Tensor, routing: RoutingSpec) -> Tensor:

@@ -113,7 +113,9 @@ class TrainConfig:
             if (stage.frames - 1) % group:
                 raise ValueError(f"stage {stage.name!r}: frames is {stage.frames}; this model takes 1 + {group} * k")
             if stage.size % self.model.pixel_multiple[0] or stage.size % 4:
-                raise ValueError(f"stage {stage.name!r}: size is {stage.size}; it must be a multiple of {self.model.pixel_multiple[0]}")
+                raise ValueError(
+                    f"stage {stage.name!r}: size is {stage.size}; it must be a multiple of {self.model.pixel_multiple[0]}"
+                )
 
     @property
     def steps(self) -> int:

@@ -112,7 +112,9 @@ class Feed:
             batch = self._ready.get()
             if isinstance(batch, BaseException):
                 raise batch
-            if self.device.type == "cuda":  # made on the feed's stream: its memory must not be reused while this one reads
+            if (
+                self.device.type == "cuda"
+            ):  # made on the feed's stream: its memory must not be reused while this one reads
                 batch.lr.record_stream(torch.cuda.current_stream(self.device))
                 batch.hr.record_stream(torch.cuda.current_stream(self.device))
             yield batch

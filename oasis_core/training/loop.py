@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +176,13 @@ class Trainer:
             return
         means = {name: round(float(value) / LOG_EVERY, 5) for name, value in self.sums.items()}
         took, self.since, self.sums = time.monotonic() - self.since, time.monotonic(), {}
-        line = {"step": self.state.step, "stage": self.stage.name, "lr": lr, "ms": round(took / LOG_EVERY * 1e3, 1), **means}
+        line = {
+            "step": self.state.step,
+            "stage": self.stage.name,
+            "lr": lr,
+            "ms": round(took / LOG_EVERY * 1e3, 1),
+            **means,
+        }
         with (Path(self.config.out) / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         log.info("%s", line)
@@ -216,7 +223,7 @@ def fuse_blocks(model: OasisModel) -> None:
 def _as_graph(module: nn.Module, pixels: Tensor) -> nn.Module:
     """Forward and backward as CUDA graphs: thousands of small kernels then cost the host two launches."""
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-        return torch.cuda.make_graphed_callables(module, (pixels.clone(),))
+        return cast(nn.Module, torch.cuda.make_graphed_callables(module, (pixels.clone(),)))
 
 
 def calibrate(config: TrainConfig, state: TrainState, batch: Batch) -> None:

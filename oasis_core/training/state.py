@@ -20,9 +20,10 @@ class TrainState:
 
     def __init__(self, config: TrainConfig, model: OasisModel, device: torch.device) -> None:
         self.model = model.to(device).train().requires_grad_(True)
-        self.model.decoder.to(memory_format=torch.channels_last)
+        self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self.adversary = UNetDiscriminator(config.discriminator_width).to(device, memory_format=torch.channels_last)
+        self.adversary = UNetDiscriminator(config.discriminator_width).to(device)
+        self.adversary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fused = device.type == "cuda"
         # Betas of Real-ESRGAN's Adam; decay on matrices only.
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]

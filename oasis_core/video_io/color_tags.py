@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LUMA_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}  # fmt: skip
+LUMA_WEIGHTS = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+}
 """(Kr, Kb) by matrix number (ITU-T H.273 MatrixCoefficients, as FFmpeg's AVColorSpace): 1 BT.709, 5 and 6 BT.601, 9 BT.2020."""
 BT709, BT601 = 1, 6
 UNSPECIFIED = 2

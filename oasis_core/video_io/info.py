@@ -85,7 +85,9 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fra
         width, height, aspect = height, width, 1 / aspect
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     depth = max((c.bits for c in frame.format.components), default=8)
-    tags = ColorTags.of(frame.colorspace, frame.color_range, int(frame.color_primaries), int(frame.color_trc), frame.height)
+    tags = ColorTags.of(
+        frame.colorspace, frame.color_range, int(frame.color_primaries), int(frame.color_trc), frame.height
+    )
     if frame.format.name.startswith("yuvj"):
         tags = ColorTags(tags.matrix, True, tags.primaries, tags.transfer)
     audio = tuple(s.codec_context.name for s in container.streams.audio)

@@ -87,7 +87,13 @@ class VideoWriter:
     """
 
     def __init__(
-        self, path: Path, width: int, height: int, source: VideoInfo, settings: WriterSettings, audio_from: Path | None = None
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        source: VideoInfo,
+        settings: WriterSettings,
+        audio_from: Path | None = None,
     ) -> None:
         self.path, self.size, self.source, self.settings = path, (height, width), source, settings
         self.codec = CODECS[settings.codec]
@@ -135,10 +141,14 @@ class VideoWriter:
     def write(self, frames: Tensor, pts: list[int]) -> None:
         """Add frames ``(n, H, W, 3)`` in [0, 1] with their time stamps in the source's time base."""
         if tuple(frames.shape[1:]) != (*self.size, 3) or len(pts) != len(frames):
-            raise ValueError(f"frames are {tuple(frames.shape)} with {len(pts)} time stamps; expected (n, {self.size}, 3)")
+            raise ValueError(
+                f"frames are {tuple(frames.shape)} with {len(pts)} time stamps; expected (n, {self.size}, 3)"
+            )
         for rgb, stamp in zip(frames.float().clamp(0, 1).cpu().numpy(), pts, strict=True):
             if self.images:
-                av.VideoFrame.from_ndarray(_eight_bit(rgb), format="rgb24").save(str(self.part / f"frame_{self.written:05d}.png"))
+                av.VideoFrame.from_ndarray(_eight_bit(rgb), format="rgb24").save(
+                    str(self.part / f"frame_{self.written:05d}.png")
+                )
             else:
                 self._encode(rgb, stamp)
             self.written += 1
@@ -223,9 +233,13 @@ def check_target(path: Path, width: int, height: int, settings: WriterSettings) 
         raise OSError(f"cannot write {path}: it is a folder; give a file name such as {path / 'upscaled.mp4'}")
     if path.suffix.lower() not in codec.containers:
         fits = [f"{n} ({', '.join(c.containers)})" for n, c in CODECS.items() if c.containers]
-        raise ValueError(f"{name} does not go into {path.suffix or 'a file without ending'}; possible: {'; '.join(fits)}")
+        raise ValueError(
+            f"{name} does not go into {path.suffix or 'a file without ending'}; possible: {'; '.join(fits)}"
+        )
     if min(width, height) < SMALLEST.get(name, 0):
-        raise ValueError(f"{name} cannot hold {width}x{height}; each side must be at least {SMALLEST[name]}: use h264 or ffv1")
+        raise ValueError(
+            f"{name} cannot hold {width}x{height}; each side must be at least {SMALLEST[name]}: use h264 or ffv1"
+        )
     pixel_format(name, width, height)
 
 
@@ -236,7 +250,9 @@ def pixel_format(codec: str, width: int, height: int) -> str:
     if not odd:
         return formats[0]
     if len(formats) < 2:
-        raise ValueError(f"{codec} cannot hold the odd size {width}x{height}; use h264, h265, ffv1 or an even target size")
+        raise ValueError(
+            f"{codec} cannot hold the odd size {width}x{height}; use h264, h265, ffv1 or an even target size"
+        )
     if formats[1] != formats[0]:
         log.info("%dx%d has an odd side: written as %s, which some players do not show", width, height, formats[1])
     return formats[1]
@@ -247,7 +263,9 @@ def _output_tags(source: ColorTags, height: int) -> ColorTags:
     if source.matrix in LUMA_WEIGHTS and source.primaries != UNSPECIFIED:
         return source
     matrix = BT709 if height >= HD_HEIGHT else BT601
-    return ColorTags(matrix, source.full_range, BT709 if matrix == BT709 else BT601, BT709 if matrix == BT709 else BT601)
+    return ColorTags(
+        matrix, source.full_range, BT709 if matrix == BT709 else BT601, BT709 if matrix == BT709 else BT601
+    )
 
 
 def _eight_bit(rgb: np.ndarray) -> np.ndarray:

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from ..config import OasisConfig
 
 
+def zero(parameter: Tensor | None) -> None:
+    """Fill with zeros, where there is one."""
+    if parameter is not None:
+        nn.init.zeros_(parameter)
+
+
 def _conv(cin: int, cout: int) -> nn.Conv2d:
     return nn.Conv2d(cin, cout, 3, padding=1)
 
@@ -53,13 +59,13 @@ class PixelDecoder(nn.Module):
         for block in [*self.blocks, *self.hr_blocks]:
             assert isinstance(block, ResidualBlock)
             block.conv2.weight.data.mul_(0.1)
-            nn.init.zeros_(block.conv2.bias)
+            zero(block.conv2.bias)
         for conv, factor in ((self.conv_in, 2), (self.up, self.coarse // 2)):
             same = conv.weight.data[:: factor**2].repeat_interleave(factor**2, dim=0)
             conv.weight.data.copy_(same)
-            nn.init.zeros_(conv.bias)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+            zero(conv.bias)
+        zero(self.conv_out.weight)
+        zero(self.conv_out.bias)
 
     def forward(self, z: Tensor, lq: Tensor) -> Tensor:
         """Restore whole frame groups.

@@ -1,0 +1,5 @@
+"""The ``oasis`` command."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,135 @@
+"""``oasis upscale``: a video in, a larger and cleaner video out, in constant memory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoints import EMBEDDED, load_checkpoint, resolve
+from ..color import ColorMethod
+from ..pipeline import Upscaler, UpscaleSettings
+from ..routing.spec import RoutingSpec
+from ..video_io import CODECS, VideoReader, VideoWriter, WriterSettings
+from ..video_io.writer import as_fraction, check_target
+from .device import choose_device, choose_dtype
+
+INCOMPLETE = 2
+"""Exit code where the input broke off: what could be decoded was upscaled."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file's work; the defaults are the command's."""
+
+    source: Path
+    target: Path
+    settings: UpscaleSettings = UpscaleSettings()
+    writer: WriterSettings = WriterSettings()
+    model: str = EMBEDDED
+    routing: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    fps: Fraction | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job came to."""
+
+    frames: int
+    width: int
+    height: int
+    seconds: float
+    problem: str | None
+    """One line where the input broke off."""
+
+    def __str__(self) -> str:
+        rate = self.frames / self.seconds
+        return f"{self.frames} frames, {self.width}x{self.height}, {self.seconds:.1f} s, {rate:.2f} frames per second"
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("upscale", help="upscale a video")
+    parser.add_argument("input", type=Path, help="video file, folder of images, or pattern such as frame_%%05d.png")
+    parser.add_argument("output", type=Path, help="video file; with --codec png a new folder")
+    parser.add_argument("--scale", type=float, help="factor, 1 to 4 (default 4)")
+    parser.add_argument("--width", type=int, help="target width in pixels, instead of --scale")
+    parser.add_argument("--height", type=int, help="target height in pixels; with only one of both the aspect is kept")
+    parser.add_argument("--model", default=EMBEDDED, help=f"checkpoint file, or an embedded model (default {EMBEDDED})")
+    parser.add_argument("--routing", type=Path, help="head routing as JSON, instead of the checkpoint's")
+    methods = ", ".join(m.value for m in ColorMethod)
+    parser.add_argument(
+        "--color", default=ColorMethod.WAVELET.value, help=f"colour correction: {methods} (default wavelet)"
+    )
+    parser.add_argument("--chunk", type=int, default=16, help="frames that the transformer sees at once (default 16)")
+    parser.add_argument("--tile", type=int, help="tile side in output pixels; 0: whole frame (default: by size)")
+    parser.add_argument(
+        "--codec", default="h264", help=f"{', '.join(CODECS)} (default h264; ffv1 and png are lossless)"
+    )
+    parser.add_argument("--crf", type=int, help="quality, lower is better (default: the codec's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument("--fps", help="frames per second of an image sequence (default 24)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Upscale one file; prints one line."""
+    by_size = args.width is not None or args.height is not None
+    scale = 4.0 if args.scale is None and not by_size else args.scale
+    settings = UpscaleSettings(
+        scale, args.width, args.height, ColorMethod.of(args.color), chunk_frames=args.chunk, tile=args.tile
+    )
+    fps = None if args.fps is None else as_fraction(args.fps)
+    writer = WriterSettings(args.codec, args.crf)
+    job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps)
+    done = upscale(job)
+    print(f"{args.output}: {done}")
+    if done.problem:
+        print(f"oasis: {done.problem}", file=sys.stderr)
+        return INCOMPLETE
+    return 0
+
+
+def upscale(job: Job) -> Done:
+    """Do the job. Everything that can be refused is refused before the first frame is worked on.
+
+    Raises:
+        ValueError, OSError: bad input, one line.
+    """
+    if job.source.exists() and job.target.exists() and job.source.samefile(job.target):
+        raise ValueError(f"output is the input itself ({job.target}); give another file")
+    reader = VideoReader(job.source, job.fps)
+    device = choose_device(job.device)
+    checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
+    routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
+    upscaler = Upscaler(checkpoint.model, routing, job.settings)
+    geometry = upscaler.geometry(reader.info.height, reader.info.width)
+    check_target(job.target, geometry.out_w, geometry.out_h, job.writer)
+    stamps: deque[int] = deque()
+
+    def frames() -> Iterator[Tensor]:
+        for frame in reader:
+            stamps.append(frame.pts)
+            yield frame.rgb
+
+    began, count = time.monotonic(), 0
+    with (
+        VideoWriter(job.target, geometry.out_w, geometry.out_h, reader.info, job.writer, job.source) as writer,
+        tqdm(total=reader.info.frames, unit="frame", disable=None) as bar,
+    ):
+        for part in upscaler.stream(frames(), reader.info.frames):
+            writer.write(part, [stamps.popleft() for _ in part])
+            count += len(part)
+            bar.update(len(part))
+    return Done(count, geometry.out_w, geometry.out_h, time.monotonic() - began, reader.problem)

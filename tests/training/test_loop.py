@@ -1,0 +1,149 @@
+"""The loop on the CPU: the loss falls, a run that was stopped goes on exactly, stages and routing follow the config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from oasis_core.checkpoints import load_checkpoint
+from oasis_core.model import OasisConfig, PixelDecoderConfig
+from oasis_core.routing import HeadPattern
+from oasis_core.training import loop, losses
+from oasis_core.training.config import LossWeights, RoutingBudget, StageConfig, TrainConfig, load_config
+from oasis_core.training.discriminator import UNetDiscriminator
+from oasis_core.training.state import learning_rate
+
+CPU = torch.device("cpu")
+MODEL = OasisConfig(
+    name="small", unshuffle=(1, 8, 8), latent_channels=8, dim=32, depth=2, heads=4, ffn_dim=48, freq_dim=16,
+    decoder=PixelDecoderConfig(width=12, blocks=1, hr_width=8, hr_blocks=0),
+)  # fmt: skip
+
+
+def config(data: Path, out: Path, **changes: object) -> TrainConfig:
+    stages = (
+        StageConfig("dense", 3, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-3, loss=LossWeights(low=0.5)),
+        StageConfig(
+            "routed", 3, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-4, mode="walk", other_scales=0.5, routed=True,
+            loss=LossWeights(motion=0.3, adversarial=0.05, feature=0.05),
+        ),
+    )  # fmt: skip
+    base = TrainConfig(
+        model=MODEL, stages=stages, data=str(data), out=str(out), discriminator_width=8,
+        routing=RoutingBudget(global_share=0.25, intra_frame_share=0.25),
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_the_loss_falls(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 10)
+    stage = StageConfig("pixel", 60, batch=2, frames=3, size=64, lr=3e-3, lr_end=1e-3)
+    loop.train(config(data, tmp_path / "out", stages=(stage,)), CPU)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["pixel"] < 0.97 * lines[0]["pixel"]
+
+
+def test_resuming_equals_running_through(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = loop.train(config(data, tmp_path / "a"), CPU)
+    stopped = config(data, tmp_path / "b", save_every=4)
+    step = loop.Trainer.step
+
+    def stop_after_four(self: loop.Trainer, batch: object, lr: float) -> None:
+        if self.state.step == 5:
+            raise KeyboardInterrupt
+        step(self, batch, lr)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Trainer, "step", stop_after_four)
+        loop.train(stopped, CPU)
+    resumed = loop.train(stopped, CPU)
+    a, b = load_checkpoint(whole), load_checkpoint(resumed)
+    assert a.routing == b.routing
+    for (name, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def test_heads_are_specialised_within_the_budget(data: Path, tmp_path: Path) -> None:
+    routing = load_checkpoint(loop.train(config(data, tmp_path / "out"), CPU)).routing
+    assert routing.share(HeadPattern.GLOBAL) == 0.25
+    assert routing.share(HeadPattern.INTRA_FRAME) <= 0.25
+    record = json.loads((tmp_path / "out" / "routing.json").read_text())
+    assert len(record["kl"]["window"]) == MODEL.depth
+
+
+def test_a_state_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
+    loop.train(config(data, tmp_path / "out"), CPU)
+    other = dataclasses.replace(MODEL, dim=64)
+    with pytest.raises(ValueError, match="not a state of this run"):
+        loop.train(config(data, tmp_path / "out", model=other), CPU)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    stage = StageConfig("s", 100, lr=1.0, lr_end=0.1, warmup=10)
+    rates = [learning_rate(stage, i) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1, abs=0.03)
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_perceptual_distance_equals_the_published_networks(tmp_path: Path) -> None:
+    """Against the package's own network, run by torch's generic layers from its weight file."""
+    pytest.importorskip("stlpips_pytorch")
+    from oasis_core.training.perceptual import SLICES, STLPIPS, vgg_weights_path
+
+    weights = torch.load(vgg_weights_path(), map_location="cpu", weights_only=True)
+    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+
+    def features(x: torch.Tensor) -> list[torch.Tensor]:
+        x = (x * 2 - 1 - weights["scaling_layer.shift"]) / weights["scaling_layer.scale"]
+        maps = []
+        for number, (pool, convs) in enumerate(SLICES, 1):
+            layers: list[torch.nn.Module] = []
+            if pool is not None:
+                blur = torch.nn.Conv2d(x.shape[1], x.shape[1], 3, stride=2, groups=x.shape[1], bias=False)
+                blur.weight.data = weights[f"net.slice{number}.{pool}.filt"]
+                pad = torch.nn.ReflectionPad2d(2)
+                layers += [torch.nn.MaxPool2d(2, 1), pad, blur]
+            for i in convs:
+                conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+                conv.weight = torch.nn.Parameter(weights[f"net.slice{number}.{i}.weight"])
+                conv.bias = torch.nn.Parameter(weights[f"net.slice{number}.{i}.bias"])
+                layers += [conv, torch.nn.ReLU()]
+            x = torch.nn.Sequential(*layers)(x)
+            maps.append(x)
+        return maps
+
+    total = 0.0
+    for i, (p, q) in enumerate(zip(features(a), features(b), strict=True)):
+        p, q = (f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in (p, q))
+        total += torch.nn.functional.conv2d((p - q) ** 2, weights[f"lin{i}.model.1.weight"]).mean().item()
+    assert float(STLPIPS()(a, b)) == pytest.approx(total, rel=1e-4)
+
+
+def test_random_crops_and_stacks_match() -> None:
+    sr = torch.rand(2, 3, 5, 72, 72)
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = losses.stacked_frames(sr, sr, generator)
+    assert torch.equal(ours, theirs)
+    assert ours.shape == (2, 9, 72, 72)
+    one, same = losses.one_frame(sr, sr, generator)
+    assert torch.equal(one, same)
+    logits, features = UNetDiscriminator(8)(ours)
+    assert logits.shape == (2, 1, 72, 72)
+    assert float(losses.feature_match(features, features)) == 0
+
+
+def test_the_shipped_config_is_valid(tmp_path: Path) -> None:
+    shipped = load_config(Path(__file__).parents[2] / "configs" / "oasis-tiny.toml")
+    assert shipped.stage_at(shipped.steps - 1)[0] is shipped.stages[-1]
+    bad = tmp_path / "bad.toml"
+    bad.write_text((Path(__file__).parents[2] / "configs" / "oasis-tiny.toml").read_text() + "\nspeed = 3\n")
+    with pytest.raises(ValueError, match="speed"):
+        load_config(bad)
+    with pytest.raises(FileNotFoundError, match="not found"):
+        load_config(tmp_path / "none.toml")
