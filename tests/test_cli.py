@@ -61,7 +61,8 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
 
 
 @pytest.mark.parametrize(("options", "size"), [
-    ([], (128, 96)), (["--scale", "1.5"], (48, 36)), (["--width", "100"], (100, 75)), (["--width", "64", "--height", "64"], (64, 64)),
+    ([], (128, 96)), (["--scale", "1.5"], (48, 36)),
+    (["--width", "100"], (100, 75)), (["--width", "64", "--height", "64"], (64, 64)),
 ])  # fmt: skip
 def test_upscale(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], options: list[str], size: tuple[int, int]
