@@ -102,7 +102,8 @@ class Upscaler:
             out[done : done + len(part), ..., :3] = part
             done += len(part)
         for i in range(len(frames) if frames.shape[-1] == 4 else 0):
-            out[i, ..., 3:] = resize(frames[i : i + 1, ..., 3:], geometry.out_h, geometry.out_w)[0]
+            alpha = frames[i : i + 1, ..., 3:].clamp(0, 1)
+            out[i, ..., 3:] = resize(alpha, geometry.out_h, geometry.out_w)[0]
         return out
 
     @torch.inference_mode()
@@ -212,11 +213,15 @@ def _groups(frames: Iterable[Tensor], factor: int) -> Iterator[_Group]:
     """The first frame alone, then groups of ``factor``, then an empty group that says so.
 
     Raises:
-        ValueError: frames of different sizes, or none at all.
+        ValueError: what are no frames, frames of different sizes, or none at all.
     """
     held: list[Tensor] = []
     shape: torch.Size | None = None
     for frame in frames:
+        if frame.ndim != 3 or frame.shape[-1] != 3 or not frame.is_floating_point():
+            raise ValueError(
+                f"frame is {tuple(frame.shape)} {frame.dtype}; expected (H, W, 3) of a float type in [0, 1]"
+            )
         if shape is None:
             shape = frame.shape
             yield _Group(frame[None], 1, first=True)
