@@ -13,7 +13,7 @@ from ..oasis_core.checkpoints import Checkpoint
 from ..oasis_core.model import OasisModel
 from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.routing.spec import RoutingSpec
-from .memory import working_memory
+from ..oasis_core.memory import working_memory
 
 OasisModelType = io.Custom("OASIS_MODEL")
 

@@ -94,6 +94,8 @@ class OasisConfig:
             raise ValueError(
                 f"model unshuffle is {self.unshuffle}; the pixel decoder needs square cells of a multiple of 4"
             )
+        if self.patch[1] != self.patch[2]:
+            raise ValueError(f"model patch is {self.patch}; its rows and columns must be equal (tiles are square)")
 
     @property
     def head_dim(self) -> int:

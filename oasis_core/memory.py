@@ -1,9 +1,9 @@
-"""What a job needs on the device beside the weights, so that ComfyUI makes room for it."""
+"""What a job needs on the device beside the weights, so that a host can make room for it."""
 
 from __future__ import annotations
 
-from ..oasis_core.patchify import latent_length
-from ..oasis_core.pipeline import Upscaler
+from .patchify import latent_length
+from .pipeline import Upscaler
 
 TOKEN_WIDTHS = 16
 """Tensors of the model's width alive at once for each token, measured on oasis-tiny in fp32 (5 and 33 frames)."""
