@@ -23,7 +23,7 @@ CONFIG = OasisConfig(
     name="tiny",
     unshuffle=(2, 4, 4),
     latent_channels=4,
-    patch=(1, 1, 2),
+    patch=(1, 2, 2),
     dim=24,
     depth=2,
     heads=3,
@@ -239,7 +239,7 @@ def test_every_tensor_that_does_not_fit_is_listed(saved: Path) -> None:
             "dit.blocks.1.ffn.0.weight": None,
             "stray": torch.zeros(2),
             "decoder.conv_out.bias": torch.zeros(3),
-            "dit.head.head.weight": torch.zeros(24, 8),
+            "dit.head.head.weight": torch.zeros(24, 16),
         },
     )
     text = refused(saved, "does not fit its own config")
@@ -248,7 +248,7 @@ def test_every_tensor_that_does_not_fit_is_listed(saved: Path) -> None:
         "missing dit.blocks.1.ffn.0.weight",
         "unexpected stray",
         "decoder.conv_out.bias is (3,) instead of (12,)",
-        "dit.head.head.weight is (24, 8) instead of (8, 24)",
+        "dit.head.head.weight is (24, 16) instead of (16, 24)",
     ):
         assert part in text
     assert text.count(";") == 4  # and no others

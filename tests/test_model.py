@@ -17,7 +17,7 @@ BASE = OasisConfig(
     name="tiny",
     unshuffle=(4, 4, 4),
     latent_channels=4,
-    patch=(1, 1, 2),
+    patch=(1, 2, 2),
     dim=32,
     depth=3,
     heads=4,
@@ -77,6 +77,7 @@ def random_pixels(frames: int, height: int = 16, width: int = 24, batch: int = 1
         ({"unshuffle": (1, 8, 4)}, "square cells of a multiple of 4"),
         ({"unshuffle": (1, 6, 6)}, "square cells of a multiple of 4"),
         ({"patch": (1, 2, 0)}, "patch"),
+        ({"patch": (1, 1, 2)}, "patch is (1, 1, 2); its rows and columns must be equal"),
         ({"heads": 3}, "dim 32 does not split into 3 heads of an even size"),
         ({"dim": 36}, "dim 36 does not split into 4 heads of an even size"),
         ({"heads": 8}, "head size is 4; the 3D rotary embedding needs at least 6"),
@@ -125,7 +126,7 @@ def test_config_from_a_dict_that_does_not_fit() -> None:
 def test_derived_sizes() -> None:
     config = OasisConfig(name="wan")
     assert (config.head_dim, config.pixel_multiple, config.frame_group) == (128, (16, 16), 4)
-    assert (BASE.head_dim, BASE.pixel_multiple, BASE.frame_group) == (8, (4, 8), 4)
+    assert (BASE.head_dim, BASE.pixel_multiple, BASE.frame_group) == (8, (8, 8), 4)
 
 
 # One step.
@@ -238,7 +239,7 @@ def test_all_global_equals_plain_attention(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_mixed_routing_equals_the_reference_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
-    z = torch.randn(1, 4, 4, 7, 10)
+    z = torch.randn(1, 4, 4, 14, 10)
     got = model.dit(z, MIXED)
     assert (got - model.dit(z, GLOBAL)).abs().max() > 1e-3  # the patterns matter
 
@@ -257,7 +258,7 @@ def test_mixed_routing_equals_the_reference_attention(monkeypatch: pytest.Monkey
 
 def test_patterns_agree_where_they_see_the_same() -> None:
     model = random_model()
-    frame = torch.randn(1, 4, 1, 3, 6)  # one latent frame, 3 x 3 tokens, within a (3, 5, 5) window of every token
+    frame = torch.randn(1, 4, 1, 6, 6)  # one latent frame, 3 x 3 tokens, within a (3, 5, 5) window of every token
     assert torch.equal(model.dit(frame, GLOBAL), model.dit(frame, RoutingSpec.uniform(3, 4, HeadPattern.INTRA_FRAME)))
     wide = RoutingSpec.uniform(3, 4, HeadPattern.WINDOW, (1, 5, 5))
     torch.testing.assert_close(model.dit(frame, wide), model.dit(frame, GLOBAL), atol=CLOSE, rtol=CLOSE)
@@ -328,7 +329,7 @@ def test_observe_sees_every_layer_without_changing_the_output() -> None:
     z = torch.randn(1, 4, 2, 4, 6)
     seen: list[tuple[int, tuple[int, ...], int]] = []
     out = model.dit(z, MIXED, observe=lambda layer, q, k, grid: seen.append((layer, tuple(q.shape), grid.length)))
-    assert seen == [(layer, (1, 24, 4, 8), 24) for layer in range(3)]
+    assert seen == [(layer, (1, 12, 4, 8), 12) for layer in range(3)]
     assert torch.equal(out, model.dit(z, MIXED))
 
 

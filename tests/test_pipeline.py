@@ -227,6 +227,33 @@ def test_tiles_of_window_heads_show_only_near_their_seams() -> None:
     assert 1e-5 < error[48:112].max() < 0.3
 
 
+def numbered_calls(monkeypatch: pytest.MonkeyPatch) -> OasisModel:
+    """A model whose nth restoration gives pixels of n / 4, so that fades can be read off the output."""
+    model = identity_model()
+    calls = iter(range(5))
+    monkeypatch.setattr(model, "restore", lambda z, *_: torch.full_like(z, next(calls) / 2 - 1))
+    monkeypatch.setattr(
+        model, "decode", lambda z, pixels, first: z[:, :3].repeat_interleave(4, 3).repeat_interleave(4, 4)
+    )
+    return model
+
+
+def test_chunks_fade_into_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = upscaler(numbered_calls(monkeypatch), chunk_frames=7, chunk_overlap=3).upscale(clip(14))
+    # Chunks at 0..7, 4..11 and (moved back) 7..14; the fades are over 4..7 and 8..11.
+    expected = torch.tensor([0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8]) / 16
+    torch.testing.assert_close(out.mean((1, 2, 3)), expected, atol=1e-6, rtol=0)
+
+
+def test_tiles_fade_into_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = upscaler(numbered_calls(monkeypatch), tile=64, tile_overlap=24).upscale(clip(1, 16, 104))
+    columns = out.mean((0, 1, 3))
+    assert (columns.diff() >= -1e-6).all()
+    assert columns[:40].max() < 1e-6  # two tiles, at 0..64 and 40..104
+    assert (columns[64:] - 0.25).abs().max() < 1e-6
+    assert columns.diff().max() < 0.25 / 6  # no step where they meet: six latent columns share it
+
+
 def test_a_tile_larger_than_the_frame_is_the_frame() -> None:
     model, frames = random_model(), clip(2)
     assert torch.equal(upscaler(model, tile=4000).upscale(frames), upscaler(model).upscale(frames))

@@ -105,7 +105,7 @@ def ours_from(wan: WanTransformer3DModel, c: OasisConfig, context: Tensor | None
     [
         (2, 16, (1, 2, 2), (3, 4, 6), 1000.0),
         (3, 20, (1, 2, 2), (2, 3, 5), 399.0),  # head size that 6 does not divide
-        (2, 12, (2, 1, 2), (2, 3, 4), 1.0),
+        (2, 12, (2, 3, 3), (2, 3, 4), 1.0),
         (1, 24, (1, 2, 2), (1, 1, 1), 999.0),
     ],
 )
