@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,9 +16,10 @@ FALLBACK = {".webm": "libopus"}
 
 
 class AudioTracks:
-    """All audio streams of a file, brought over little by little as the video advances."""
+    """All audio streams of a file, brought over little by little as the video advances; ``start`` seconds become 0."""
 
-    def __init__(self, source: Path, output: av.container.OutputContainer) -> None:
+    def __init__(self, source: Path, output: av.container.OutputContainer, start: Fraction) -> None:
+        self._start = start
         self._input = av.open(str(source))
         self._output = output
         self._targets: dict[int, av.AudioStream] = {}
@@ -52,9 +54,13 @@ class AudioTracks:
                 if packet.stream.index in self._encoded:
                     self._encode(packet)
                 continue
-            if seconds is not None and float(packet.pts * packet.time_base) > seconds:
+            offset = round(self._start / packet.time_base)
+            if seconds is not None and float((packet.pts - offset) * packet.time_base) > seconds:
                 self._held = packet
                 return
+            packet.pts -= offset
+            if packet.dts is not None:
+                packet.dts -= offset
             self._bring(packet)
 
     def _bring(self, packet: av.Packet) -> None:
@@ -66,7 +72,12 @@ class AudioTracks:
 
     def _encode(self, packet: av.Packet) -> None:
         target = self._targets[packet.stream.index]
-        for frame in packet.decode():
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as e:
+            log.warning("a damaged piece of sound is left out: %s", e)
+            return
+        for frame in frames:
             self._output.mux(target.encode(frame))  # type: ignore[arg-type]
 
     def close(self) -> None:

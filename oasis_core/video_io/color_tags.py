@@ -52,13 +52,18 @@ def yuv_to_rgb(yuv: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
 
 def rgb_to_yuv(rgb: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
     """Inverse: ``(H, W, 3)`` in [0, 1] -> ``(3, H, W)`` uint8 (depth 8) or uint16, rounded."""
+    codes = np.clip(np.rint(rgb_to_codes(rgb, tags, depth)), 0, 2**depth - 1)
+    return codes.astype(np.uint8 if depth == 8 else np.uint16)
+
+
+def rgb_to_codes(rgb: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
+    """The same, float and not rounded: what chroma is averaged from."""
     top, offset, luma, chroma = _levels(tags.full_range, depth)
     kr, kb = LUMA_WEIGHTS[tags.matrix]
     red, green, blue = (rgb[..., i] for i in range(3))
     y = kr * red + (1 - kr - kb) * green + kb * blue
     planes = [y * luma + offset, (blue - y) / (2 * (1 - kb)) * chroma + top, (red - y) / (2 * (1 - kr)) * chroma + top]
-    codes = np.clip(np.rint(np.stack(planes)), 0, 2**depth - 1)
-    return codes.astype(np.uint8 if depth == 8 else np.uint16)
+    return np.stack(planes)
 
 
 def _levels(full_range: bool, depth: int) -> tuple[float, float, float, float]:

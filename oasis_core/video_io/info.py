@@ -9,6 +9,13 @@ from pathlib import Path
 import av
 
 from .color_tags import ColorTags
+from .orientation import orientation
+from .planes import depth_of
+
+TEXT_DEMUXERS = ("tty", "srt", "ass", "webvtt", "lrc")
+"""What FFmpeg takes a text file for: it would render one as a picture of a terminal."""
+ATTACHED_PICTURE = 0x400
+"""FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the cover of an audio file."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class VideoInfo:
     color: ColorTags
     audio: tuple[str, ...]
     """Codec of each audio stream."""
+    mirrored: bool = False
+    """Whether the reader also mirrors the turned picture, left to right."""
+    start: Fraction = Fraction(0)
+    """Second at which the file's clock starts (transport streams: anywhere); the writer makes it 0 for picture and sound."""
 
     @property
     def seconds(self) -> float | None:
@@ -46,9 +57,7 @@ def probe(path: Path) -> VideoInfo:
         FileNotFoundError: no such file. ValueError: not a video, or no frame in it. One line each.
     """
     with open_video(path) as container:
-        stream = container.streams.video[0]
-        first = first_frame(path, container)
-        return describe(container, stream, first)
+        return describe(container, video_stream(container), first_frame(path, container))
 
 
 def open_video(path: Path) -> av.container.InputContainer:
@@ -56,20 +65,33 @@ def open_video(path: Path) -> av.container.InputContainer:
     if not path.exists():
         raise FileNotFoundError(f"input not found: {path}")
     try:
-        container = av.open(str(path))
+        # Absolute, and files only: a name is never taken for a protocol, a play list never followed into the network.
+        container = av.open(str(path.resolve()), container_options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as e:
         raise ValueError(f"{path} is not a video that can be read ({_short(e)}); give a video file") from None
-    if not container.streams.video:
+    if container.format.name in TEXT_DEMUXERS:
+        container.close()
+        raise ValueError(f"{path} is text and not a video; give a video file")
+    if not _pictures(container):
         container.close()
         raise ValueError(f"{path} has no video stream; give a video file")
-    container.streams.video[0].thread_type = "AUTO"
+    video_stream(container).thread_type = "AUTO"
     return container
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first video stream that is no cover picture; ``open_video`` saw to it that there is one."""
+    return _pictures(container)[0]
+
+
+def _pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
+    return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & ATTACHED_PICTURE]
 
 
 def first_frame(path: Path, container: av.container.InputContainer) -> av.VideoFrame:
     """Decode one frame. Raises ValueError where there is none."""
     try:
-        for frame in container.decode(video=0):
+        for frame in container.decode(video_stream(container)):
             return frame
     except av.FFmpegError as e:
         raise ValueError(f"{path} has no frame that can be decoded ({_short(e)})") from None
@@ -78,22 +100,22 @@ def first_frame(path: Path, container: av.container.InputContainer) -> av.VideoF
 
 def describe(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> VideoInfo:
     """Facts from the stream and its first frame."""
-    rotation = round(frame.rotation / 90) * 90 % 360
+    rotation, mirrored = orientation(frame)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if rotation % 180:
         width, height, aspect = height, width, 1 / aspect
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    depth = max((c.bits for c in frame.format.components), default=8)
     tags = ColorTags.of(
         frame.colorspace, frame.color_range, int(frame.color_primaries), int(frame.color_trc), frame.height
     )
     if frame.format.name.startswith("yuvj"):
         tags = ColorTags(tags.matrix, True, tags.primaries, tags.transfer)
-    audio = tuple(s.codec_context.name for s in container.streams.audio)
+    audio = tuple(s.codec_context.name for s in container.streams.audio if s.codec_context is not None)
+    start = Fraction(max(0, container.start_time or 0), av.time_base)
     return VideoInfo(
         width, height, stream.frames or None, rate, stream.time_base or 1 / rate, rotation, aspect,
-        frame.format.name, depth, tags, audio,
+        frame.format.name, depth_of(frame.format), tags, audio, mirrored, start,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 from .color_tags import ColorTags, yuv_to_rgb
-from .info import VideoInfo, describe, first_frame, open_video
+from .decoding import Decoding, missing_end
+from .info import VideoInfo, describe, first_frame, open_video, video_stream
+from .orientation import upright
+from .planes import depth_of, is_yuv, read_planes
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +59,16 @@ class VideoReader:
         if self.images is not None:
             with open_video(self.images[0]) as container:
                 frame = first_frame(self.images[0], container)
-                info = describe(container, container.streams.video[0], frame)
+                info = describe(container, video_stream(container), frame)
             rate = fps or Fraction(24)
             self.info = VideoInfo(
                 info.width, info.height, len(self.images), rate, 1 / rate, info.rotation, info.sample_aspect,
-                info.pixel_format, info.bit_depth, info.color, (),
+                info.pixel_format, info.bit_depth, info.color, (), info.mirrored,
             )  # fmt: skip
             return
         with open_video(path) as container:
             frame = first_frame(path, container)
-            self.info = describe(container, container.streams.video[0], frame)
+            self.info = describe(container, video_stream(container), frame)
 
     def __enter__(self) -> VideoReader:
         return self
@@ -73,73 +77,59 @@ class VideoReader:
         return None
 
     def __iter__(self) -> Iterator[Frame]:
-        return self._from_images(self.images) if self.images is not None else self._from_video()
+        self.problem = None
+        pictures = self._from_images(self.images) if self.images is not None else self._from_video()
+        size: tuple[int, int] | None = None
+        for number, (picture, pts) in enumerate(pictures, 1):
+            size = size or (picture.width, picture.height)
+            if (picture.width, picture.height) != size:
+                self.problem = (
+                    f"{self.path}: frame {number} is {picture.width}x{picture.height} after {size[0]}x{size[1]}; "
+                    f"the {number - 1} frames before it were used"
+                )
+                return
+            rgb = torch.from_numpy(to_rgb(picture, self.info.color))
+            yield Frame(upright(rgb, self.info.rotation, self.info.mirrored), pts)
 
-    def _from_images(self, files: list[Path]) -> Iterator[Frame]:
+    def _from_images(self, files: list[Path]) -> Iterator[tuple[av.VideoFrame, int]]:
         for number, file in enumerate(files):
-            with open_video(file) as container:
-                yield Frame(self._picture(first_frame(file, container)), number)
+            try:
+                with open_video(file) as container:
+                    picture = first_frame(file, container)
+            except (OSError, ValueError) as e:
+                if number == 0:
+                    raise
+                self.problem = f"{e}; the {number} images before it were used"
+                return
+            yield picture, number
 
-    def _from_video(self) -> Iterator[Frame]:
+    def _from_video(self) -> Iterator[tuple[av.VideoFrame, int]]:
         last: int | None = None
         step = max(1, round(1 / (self.info.rate * self.info.time_base)))
         with open_video(self.path) as container:
-            frames = container.decode(video=0)
-            while True:
-                try:
-                    frame = next(frames)
-                except StopIteration:
-                    break
-                except av.FFmpegError as e:
-                    self.problem = f"{self.path}: decoding stopped early ({e}); the frames before that were used"
-                    break
+            stream = video_stream(container)
+            decoding = Decoding(container, stream)
+            for frame in decoding:
                 pts = frame.pts if frame.pts is not None else (0 if last is None else last + step)
-                if last is not None and pts <= last:  # broken time stamps: keep the order
-                    pts = last + step
+                if (
+                    last is not None and pts <= last
+                ):  # broken time stamps: keep the order, catch up where they are right
+                    pts = last + 1
                 last = pts
-                yield Frame(self._picture(frame), pts)
-        self._notice_missing_end(last)
-
-    def _notice_missing_end(self, last: int | None) -> None:
-        """A file that ends long before its header says was cut off, even where the decoder did not complain."""
-        if self.problem or last is None or not self.info.frames:
-            return
-        with open_video(self.path) as container:
-            stream = container.streams.video[0]
-            begin = stream.start_time or 0
-        seen = (last - begin) * self.info.time_base * self.info.rate + 1
-        if seen < self.info.frames - max(2, self.info.frames // 50):
-            self.problem = (
-                f"{self.path}: the file is cut off: about {round(seen)} of {self.info.frames} frames could be decoded; "
-                "these were used"
-            )
-
-    def _picture(self, frame: av.VideoFrame) -> Tensor:
-        rgb = torch.from_numpy(to_rgb(frame, self.info.color))
-        return torch.rot90(rgb, self.info.rotation // 90, (0, 1)).contiguous() if self.info.rotation else rgb
+                yield frame, pts
+            ended = None if last is None else (last + step) * self.info.time_base
+            lost = decoding.lost() or missing_end(stream, self.info, ended)
+        if lost:
+            self.problem = f"{self.path}: {lost}; what could be decoded was used"
 
 
 def to_rgb(frame: av.VideoFrame, tags: ColorTags) -> np.ndarray:
     """``(H, W, 3)`` float32: chroma interpolated to full size, then the matrix and range that the tags say."""
-    name = frame.format.name
-    deep = max((c.bits for c in frame.format.components), default=8) > 8
-    if not name.startswith("yuv"):
-        picture = frame.to_ndarray(format="rgb48le" if deep else "rgb24")
-        return picture.astype(np.float32) / (65535 if deep else 255)
-    if deep:
-        planes = _planes(frame, "yuv444p16le", tags)  # swscale scales code values up by a shift
-        return yuv_to_rgb(planes, tags, 16)
-    return yuv_to_rgb(_planes(frame, "yuv444p", tags), tags, 8)
-
-
-def _planes(frame: av.VideoFrame, format: str, tags: ColorTags) -> np.ndarray:
-    """The frame's code values without chroma subsampling, ``(3, H, W)``; neither matrix nor range is changed."""
-    side = 2 if tags.full_range else 1
-    whole = frame if frame.format.name == format else frame.reformat(
-        format=format, src_colorspace=tags.matrix, dst_colorspace=tags.matrix, src_color_range=side, dst_color_range=side
-    )  # fmt: skip
-    array = whole.to_ndarray()
-    return np.moveaxis(array, -1, 0) if array.shape[-1] == 3 and array.shape[0] != 3 else array
+    depth = depth_of(frame.format)
+    if is_yuv(frame.format):
+        return yuv_to_rgb(read_planes(frame, centred=frame.format.name.startswith("yuvj")), tags, depth)
+    picture = frame.to_ndarray(format="rgb48le" if depth > 8 else "rgb24")
+    return picture.astype(np.float32) / (65535 if depth > 8 else 255)
 
 
 def image_sequence(path: Path) -> list[Path] | None:
@@ -149,16 +139,21 @@ def image_sequence(path: Path) -> list[Path] | None:
         ValueError: no image in the folder or for the pattern.
     """
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        files = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGES), key=_by_number)
     elif "%" in path.name:
         prefix, _, rest = path.name.partition("%")
         suffix = rest.partition("d")[2]
-        files = sorted(p for p in path.parent.glob("*" + suffix) if _numbered(p.name, prefix, suffix))
+        files = sorted((p for p in path.parent.glob("*" + suffix) if _numbered(p.name, prefix, suffix)), key=_by_number)
     else:
         return None
     if not files:
         raise ValueError(f"{path} holds no images ({', '.join(IMAGES)}); give a folder or pattern with some")
     return files
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """Order in which frame_2 comes before frame_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _numbered(name: str, prefix: str, suffix: str) -> bool:

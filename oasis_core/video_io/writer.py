@@ -15,8 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from .audio import AudioTracks
-from .color_tags import BT601, BT709, HD_HEIGHT, LUMA_WEIGHTS, UNSPECIFIED, ColorTags, rgb_to_yuv
+from .color_tags import BT601, BT709, HD_HEIGHT, LUMA_WEIGHTS, UNSPECIFIED, ColorTags, rgb_to_codes
 from .info import VideoInfo
+from .planes import is_yuv, make_frame
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ CODECS = {
     "png": Codec("png", (), ("rgb24", "rgb24"), 8, None),
 }  # fmt: skip
 """By the name that users give. ffv1 and png are lossless."""
-SMALLEST = {"h265": 32, "av1": 64}
-"""Smallest frame side that the encoder can be trusted with (x265 corrupts memory on tiny frames)."""
+SMALLEST = {"h265": 64, "av1": 64}
+"""Smallest frame side that the encoder can be trusted with (x265 corrupts memory on frames under its blocks of 64)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class VideoWriter:
         check_target(path, width, height, settings)
         self.images = settings.codec == "png"
         self.part = path.with_name(f"{path.stem}.part{path.suffix}")
-        self.tags = _output_tags(source.color, height)
+        self.tags = _output_tags(source, height)
+        self.first_pts = round(source.start / source.time_base)
         self.written = 0
         self._container: av.container.OutputContainer | None = None
         self._audio: AudioTracks | None = None
@@ -125,7 +127,7 @@ class VideoWriter:
         context = stream.codec_context
         height, width = self.size
         stream.width, stream.height = width, height
-        context.pix_fmt = pixel_format(self.settings.codec, width, height)
+        self._pix_fmt = context.pix_fmt = pixel_format(self.settings.codec, width, height)
         context.time_base = self.source.time_base
         context.sample_aspect_ratio = self.source.sample_aspect
         crf = self.settings.crf if self.settings.crf is not None else self.codec.crf
@@ -136,7 +138,7 @@ class VideoWriter:
             context.color_primaries, context.color_trc = self.tags.primaries, self.tags.transfer
         self._stream = stream
         if self._audio_from is not None:
-            self._audio = AudioTracks(self._audio_from, self._container)
+            self._audio = AudioTracks(self._audio_from, self._container, self.source.start)
 
     def write(self, frames: Tensor, pts: list[int]) -> None:
         """Add frames ``(n, H, W, 3)`` in [0, 1] with their time stamps in the source's time base."""
@@ -144,6 +146,8 @@ class VideoWriter:
             raise ValueError(
                 f"frames are {tuple(frames.shape)} with {len(pts)} time stamps; expected (n, {self.size}, 3)"
             )
+        if not frames.isfinite().all():
+            raise ValueError(f"frames {self.written + 1} to {self.written + len(frames)} hold NaN or infinite values")
         for rgb, stamp in zip(frames.float().clamp(0, 1).cpu().numpy(), pts, strict=True):
             if self.images:
                 av.VideoFrame.from_ndarray(_eight_bit(rgb), format="rgb24").save(
@@ -156,26 +160,18 @@ class VideoWriter:
     def _encode(self, rgb: np.ndarray, pts: int) -> None:
         assert self._container is not None
         frame = self._frame(rgb)
-        frame.pts, frame.time_base = pts, self.source.time_base
+        frame.pts, frame.time_base = pts - self.first_pts, self.source.time_base
         self._container.mux(self._stream.encode(frame))
         if self._audio is not None:
-            self._audio.copy_until(float(pts * self.source.time_base))
+            self._audio.copy_until(float(frame.pts * self.source.time_base))
 
     def _frame(self, rgb: np.ndarray) -> av.VideoFrame:
-        """In the encoder's pixel format; matrix and range by our arithmetic, only chroma is left to swscale."""
-        target = self._stream.codec_context.pix_fmt
-        if target == "bgr0":
+        """In the encoder's pixel format."""
+        if self._pix_fmt == "bgr0":
             return av.VideoFrame.from_ndarray(_eight_bit(rgb), format="rgb24").reformat(format="bgr0")
-        deep = self.codec.depth > 8
-        planes = rgb_to_yuv(rgb, self.tags, 16 if deep else 8)
-        whole = np.moveaxis(planes, 0, -1) if deep else planes
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(whole), format="yuv444p16le" if deep else "yuv444p")
-        side, matrix = 2 if self.tags.full_range else 1, self.tags.matrix
-        if target != frame.format.name:
-            frame = frame.reformat(
-                format=target, src_colorspace=matrix, dst_colorspace=matrix, src_color_range=side, dst_color_range=side
-            )
-        frame.colorspace, frame.color_range = matrix, side
+        codes = rgb_to_codes(rgb, self.tags, self.codec.depth)
+        frame = make_frame(codes, self._pix_fmt, centred=False)
+        frame.colorspace, frame.color_range = self.tags.matrix, 2 if self.tags.full_range else 1
         return frame
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -258,14 +254,14 @@ def pixel_format(codec: str, width: int, height: int) -> str:
     return formats[1]
 
 
-def _output_tags(source: ColorTags, height: int) -> ColorTags:
+def _output_tags(source: VideoInfo, height: int) -> ColorTags:
     """The source's matrix and tags, full range only for what came from YUV; RGB sources get the usual matrix."""
-    if source.matrix in LUMA_WEIGHTS and source.primaries != UNSPECIFIED:
-        return source
+    tags = source.color
+    yuv = is_yuv(av.VideoFormat(source.pixel_format))
+    if yuv and tags.matrix in LUMA_WEIGHTS and tags.primaries != UNSPECIFIED:
+        return tags
     matrix = BT709 if height >= HD_HEIGHT else BT601
-    return ColorTags(
-        matrix, source.full_range, BT709 if matrix == BT709 else BT601, BT709 if matrix == BT709 else BT601
-    )
+    return ColorTags(matrix, yuv and tags.full_range, matrix, matrix)
 
 
 def _eight_bit(rgb: np.ndarray) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""Decoding that gets past damage, and tells what was lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+
+from .info import VideoInfo
+
+TOLERANCE = Fraction(1, 50)
+"""Share of a file's announced length that may be missing: headers are rounded, edit lists cut."""
+LEAST_MISSING = 2
+"""Frames that may be missing in any case."""
+
+
+class Decoding:
+    """Iterates a stream's frames in display order; a packet that cannot be decoded is left out and counted."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self._container = container
+        self._stream = stream
+        self._damaged = 0
+        self._broken: str | None = None
+
+    def __iter__(self) -> Iterator[av.VideoFrame]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.FFmpegError as e:
+                self._broken = e.strerror or type(e).__name__
+                yield from self._decode(None)  # what the decoder still holds
+                return
+            yield from self._decode(packet)
+
+    def lost(self) -> str | None:
+        """What could not be read, in part of a line; None: nothing."""
+        parts = []
+        if self._damaged:
+            parts.append(f"{self._damaged} damaged packets or frames")
+        if self._broken is not None:
+            parts.append(f"reading stopped early ({self._broken})")
+        return ", ".join(parts) or None
+
+    def _decode(self, packet: av.Packet | None) -> Iterator[av.VideoFrame]:
+        real = packet is not None and packet.size > 0
+        try:
+            frames = self._stream.decode(packet)
+        except av.FFmpegError:  # draining twice is an error too, but no damage
+            self._damaged += real
+            return
+        corrupt = sum(frame.is_corrupt for frame in frames)
+        self._damaged += corrupt or (real and packet is not None and packet.is_corrupt)
+        yield from frames
+
+
+def missing_end(stream: av.VideoStream, info: VideoInfo, ended: Fraction | None) -> str | None:
+    """Whether pictures that end at second ``ended`` fall short of what the header announces, even if nothing complained."""
+    announced = _announced(stream, info)
+    if announced is None or ended is None:
+        return None
+    begin = (stream.start_time or 0) * (stream.time_base or info.time_base)
+    missing = announced - (ended - begin)
+    if missing <= max(LEAST_MISSING / info.rate, announced * TOLERANCE):
+        return None
+    return f"the file is cut off after {float(ended - begin):.2f} of {float(announced):.2f} seconds"
+
+
+def _announced(stream: av.VideoStream, info: VideoInfo) -> Fraction | None:
+    """Seconds of pictures by the header: frames at their rate (MP4), or Matroska's statistics of the track."""
+    if info.frames:
+        return info.frames / info.rate
+    found = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if found is None:
+        return None
+    hours, minutes, seconds = found.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)

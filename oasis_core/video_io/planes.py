@@ -1,0 +1,96 @@
+"""Code values in and out of PyAV's frames, and chroma between full and subsampled size.
+
+swscale only unpacks here: it places 4:2:0 chroma in the middle between luma's columns, where H.264, H.265 and AV1 place it
+on every other one, half a pixel to the left (ITU-T H.264, figure E-1, type 0). Four times enlarged that is two pixels.
+"""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+
+FACTORS = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2), "411": (4, 1), "410": (4, 4)}
+"""Columns and rows of luma to one of chroma, by FFmpeg's names."""
+
+
+def is_yuv(fmt: av.VideoFormat) -> bool:
+    """Whether values need a matrix: not RGB, palette, Bayer or grey (which FFmpeg holds in full range)."""
+    return not (fmt.is_rgb or fmt.has_palette or fmt.is_bayer) and len(fmt.components) >= 3
+
+
+def depth_of(fmt: av.VideoFormat) -> int:
+    """Bits of one colour value."""
+    return 8 if fmt.has_palette else max((c.bits for c in fmt.components), default=8)
+
+
+def read_planes(frame: av.VideoFrame, *, centred: bool) -> np.ndarray:
+    """A YUV frame's code values at full size, ``(3, H, W)`` float32; between samples of chroma, linear.
+
+    ``centred``: chroma columns lie between luma's (JPEG) and not on every other one.
+    """
+    fmt, depth = frame.format, depth_of(frame.format)
+    factors = _factors(fmt, frame.width, frame.height)
+    own = fmt.is_planar and [c.plane for c in fmt.components[:3]] == [0, 1, 2] and not fmt.is_big_endian
+    if not own:
+        names = {value: name for name, value in FACTORS.items()}
+        frame = frame.reformat(format=f"yuv{names[factors]}p" + (f"{depth}le" if depth > 8 else ""))
+    y, u, v = (_values(frame.planes[i], depth) for i in range(3))
+    return np.stack([y, *(_enlarge(c, *factors, centred)[: frame.height, : frame.width] for c in (u, v))])
+
+
+def make_frame(codes: np.ndarray, pix_fmt: str, *, centred: bool) -> av.VideoFrame:
+    """Code values ``(3, H, W)`` float, of the format's depth, to a planar YUV frame; rounded."""
+    height, width = codes.shape[1:]
+    frame = av.VideoFrame(width, height, pix_fmt)
+    depth = depth_of(frame.format)
+    factors = _factors(frame.format, width, height)
+    kind = np.dtype("u1") if depth <= 8 else np.dtype("<u2")
+    for plane, values in zip(
+        frame.planes, [codes[0], *(_shrink(c, *factors, centred) for c in codes[1:])], strict=True
+    ):
+        raw = np.clip(np.rint(values), 0, 2**depth - 1).astype(kind).view(np.uint8)
+        rows = np.zeros((len(raw), plane.line_size), np.uint8)
+        rows[:, : raw.shape[1]] = raw
+        plane.update(rows.tobytes())
+    return frame
+
+
+def _factors(fmt: av.VideoFormat, width: int, height: int) -> tuple[int, int]:
+    c = fmt.components[1]
+    wide, high = fmt.chroma_width(1024), fmt.chroma_height(1024)
+    return (1024 // wide, 1024 // high) if (width, height) != (c.width, c.height) else (1, 1)
+
+
+def _values(plane: av.video.plane.VideoPlane, depth: int) -> np.ndarray:
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height]
+    if depth <= 8:
+        return rows[:, : plane.width].astype(np.float32)
+    return np.ascontiguousarray(rows[:, : 2 * plane.width]).view("<u2").astype(np.float32)
+
+
+def _enlarge(c: np.ndarray, fx: int, fy: int, centred: bool) -> np.ndarray:
+    if fx == 2 and not centred:
+        right = np.concatenate([c[:, 1:], c[:, -1:]], 1)
+        c, fx = np.stack([c, (c + right) / 2], -1).reshape(len(c), -1), 1
+    return _between(_between(c, fx, 1), fy, 0)
+
+
+def _between(c: np.ndarray, factor: int, axis: int) -> np.ndarray:
+    """Linear enlargement along an axis, samples in the middle of their group."""
+    if factor == 1:
+        return c
+    place = np.clip((np.arange(c.shape[axis] * factor) + 0.5) / factor - 0.5, 0, c.shape[axis] - 1)
+    low = place.astype(np.int64)
+    share = (place - low).astype(np.float32)
+    share = share[:, None] if axis == 0 else share
+    high = np.minimum(low + 1, c.shape[axis] - 1)
+    return np.take(c, low, axis) * (1 - share) + np.take(c, high, axis) * share
+
+
+def _shrink(c: np.ndarray, fx: int, fy: int, centred: bool) -> np.ndarray:
+    """Mirror of ``_enlarge``: a [1 2 1] tent around luma's columns or the mean of two, rows the mean of two."""
+    if fx == 2 and not centred:
+        padded = np.pad(c, ((0, 0), (1, 1)), mode="edge")
+        c, fx = (padded[:, :-2:2] + 2 * padded[:, 1:-1:2] + padded[:, 2::2]) / 4, 1
+    height, width = c.shape
+    return c.reshape(height // fy, fy, width // fx, fx).mean((1, 3)) if fx * fy > 1 else c

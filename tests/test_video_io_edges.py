@@ -1,0 +1,211 @@
+"""Video that is damaged, turned, packed or numbered in ways that a first version got wrong."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from oasis_core.video_io import VideoReader, VideoWriter, WriterSettings, probe
+from oasis_core.video_io.color_tags import ColorTags, rgb_to_codes
+from oasis_core.video_io.planes import make_frame, read_planes
+from oasis_core.video_io.reader import to_rgb
+
+QUADRANTS = np.zeros((48, 64, 3), np.uint8)
+QUADRANTS[:24, :32], QUADRANTS[:24, 32:], QUADRANTS[24:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def noise(frames: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(frames)]
+
+
+def clip(
+    path: Path, frames: list[np.ndarray], *, turn: tuple[float, bool, bool] | None = None, first_pts: int = 0
+) -> Path:
+    """H.264 by PyAV alone, 25 frames per second, every fifth frame a key frame."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "10", "g": "5"})
+        stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv444p"
+        if turn is not None:
+            stream.set_display_rotation(*turn)
+        for i, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = first_pts + i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def images(folder: Path, values: dict[str, int], size: tuple[int, int] = (32, 32)) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, value in values.items():
+        av.VideoFrame.from_ndarray(np.full((*size, 3), value, np.uint8), format="rgb24").save(str(folder / name))
+    return folder
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_every_way_a_picture_can_lie_comes_upright(tmp_path: Path, degrees: int, mirror: bool) -> None:
+    """Degrees are counter-clockwise; PyAV's ``frame.rotation`` takes a mirrored picture for one turned by 180."""
+    source = clip(tmp_path / "in.mp4", [QUADRANTS] * 2, turn=(degrees, mirror, False))
+    with VideoReader(source) as reader:
+        got = next(iter(reader)).rgb
+    want = np.rot90(QUADRANTS, degrees // 90)
+    want = want[:, ::-1] if mirror else want  # av_display_matrix_flip negates the matrix's results, so it comes second
+    assert tuple(got.shape) == want.shape == (reader.info.height, reader.info.width, 3)
+    assert np.abs(got.numpy() - want / 255).mean() < 0.03
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_cut_off_file_says_so(tmp_path: Path, suffix: str) -> None:
+    """A cut Matroska file ends without an error: only the announced length tells. (Transport streams announce none.)"""
+    source = clip(tmp_path / "in.mp4", noise(40))
+    whole = tmp_path / f"whole{suffix}"
+    options = {"movflags": "+faststart"} if suffix == ".mp4" else {}
+    with (
+        av.open(str(source)) as old,
+        av.open(str(whole), "w", options=options) as new,
+    ):
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    with VideoReader(whole) as reader:
+        assert sum(1 for _ in reader) == 40
+        assert reader.problem is None
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with VideoReader(cut) as reader:
+        assert 10 < sum(1 for _ in reader) < 40
+    assert reader.problem is not None
+    assert cut.name in reader.problem
+    assert "\n" not in reader.problem
+
+
+def test_damage_in_the_middle_costs_what_it_hits_and_no_more(tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mp4", noise(40))
+    data = bytearray(source.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 400] = bytes(400)
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(data)
+    with VideoReader(bad) as reader:
+        stamps = [frame.pts for frame in reader]
+    assert len(stamps) > 30
+    assert stamps[-1] * reader.info.time_base == Fraction(39, 25)
+    assert reader.problem is not None
+    assert "damaged" in reader.problem
+
+
+def test_images_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = images(tmp_path / "frames", {"f10.png": 100, "f2.png": 20, "f1.png": 10})
+    for path in (folder, folder / "f%d.png"):
+        assert [round(float(f.rgb.mean()) * 255) for f in VideoReader(path)] == [10, 20, 100]
+
+
+def test_an_image_of_another_size_or_that_is_broken_ends_the_sequence(tmp_path: Path) -> None:
+    folder = images(images(tmp_path / "a", {"1.png": 9}), {"2.png": 9}, (48, 32))
+    reader = VideoReader(folder)
+    assert [tuple(f.rgb.shape) for f in reader] == [(32, 32, 3)]
+    assert "frame 2 is 32x48 after 32x32" in str(reader.problem)
+    folder = images(tmp_path / "b", {"1.png": 9, "2.png": 9, "3.png": 9})
+    (folder / "2.png").write_bytes(b"junk")
+    reader = VideoReader(folder)
+    assert len(list(reader)) == 1
+    assert "2.png" in str(reader.problem)
+
+
+def test_text_and_covers_are_no_videos(tmp_path: Path) -> None:
+    """FFmpeg renders text as a picture of a terminal, and an audio file's cover is a video stream to it."""
+    text = tmp_path / "notes.txt"
+    text.write_text("hello\n" * 50)
+    with pytest.raises(ValueError, match="text"):
+        VideoReader(text)
+    song = tmp_path / "song.mp3"
+    with av.open(str(song), "w") as container:
+        sound, cover = container.add_stream("mp3", rate=44100), container.add_stream("png", rate=1)
+        cover.width = cover.height = 32
+        cover.pix_fmt, cover.disposition = "rgb24", 0x400
+        container.mux([*cover.encode(av.VideoFrame(32, 32, "rgb24")), *cover.encode(None)])
+        piece = av.AudioFrame.from_ndarray(np.zeros((1, 2304), np.int16), format="s16", layout="stereo")
+        piece.sample_rate = 44100
+        container.mux([*sound.encode(piece), *sound.encode(None)])
+    with pytest.raises(ValueError, match="no video stream"):
+        VideoReader(song)
+
+
+def test_a_clock_that_starts_late_starts_at_zero_in_the_output(tmp_path: Path) -> None:
+    """Recordings of broadcasts start anywhere; an MP4 would begin with hours of nothing."""
+    source = clip(tmp_path / "in.ts", noise(4), first_pts=25 * 3600)
+    info = probe(source)
+    assert info.start >= 3600
+    with VideoWriter(tmp_path / "out.mp4", 64, 64, info, WriterSettings(), audio_from=source) as writer:
+        for frame in VideoReader(source):
+            writer.write(frame.rgb[None], [frame.pts])
+    out = VideoReader(tmp_path / "out.mp4")
+    assert [f.pts * out.info.time_base for f in out] == [Fraction(i, 25) for i in range(4)]
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv422p", "yuv420p", "yuv444p10le", "yuv422p10le", "yuv420p10le"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_chroma_is_placed_where_it_is_read(pix_fmt: str, centred: bool) -> None:
+    """Ramps survive subsampling and enlargement: any shift of chroma would show as an offset."""
+    depth = 10 if "10" in pix_fmt else 8
+    ramp = np.linspace(40, 200, 64, dtype=np.float32) * 2 ** (depth - 8)
+    codes = np.stack(
+        [np.broadcast_to(ramp, (64, 64)), np.broadcast_to(ramp, (64, 64)), np.broadcast_to(ramp[:, None], (64, 64))]
+    )
+    back = read_planes(make_frame(codes, pix_fmt, centred=centred), centred=centred)
+    inner = (slice(None), slice(4, -4), slice(4, -4))
+    assert np.abs(back - codes)[inner].max() <= 1
+
+
+def test_chroma_of_420_sits_on_the_even_columns() -> None:
+    """ITU-T H.264, figure E-1, type 0: a step at column 32 gives chroma column 16 three quarters of the new value."""
+    codes = np.zeros((3, 64, 64), np.float32)
+    codes[1:, :, 32:] = 200
+    plane = make_frame(codes, "yuv420p", centred=False).planes[1]
+    row = np.frombuffer(memoryview(plane), np.uint8)[:32]
+    assert row[14:19].tolist() == [0, 0, 150, 200, 200]
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "nv12", "yuyv422", "uyvy422", "yuva420p", "yuv411p"])
+def test_packed_and_planar_pictures_give_the_same_colour(matrix: int, pix_fmt: str) -> None:
+    tags = ColorTags(matrix, False)
+    codes = rgb_to_codes(np.broadcast_to(np.array([0.8, 0.2, 0.1], np.float32), (32, 32, 3)), tags, 8)
+    frame = make_frame(codes, "yuv444p", centred=False)
+    frame = frame.reformat(format=pix_fmt)
+    assert np.abs(to_rgb(frame, tags)[16, 16] - (0.8, 0.2, 0.1)).max() < 2 / 255
+
+
+def test_frames_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    info = probe(clip(tmp_path / "in.mp4", noise(2)))
+    with (
+        pytest.raises(ValueError, match="NaN"),
+        VideoWriter(tmp_path / "out.mp4", 64, 64, info, WriterSettings()) as writer,
+    ):
+        writer.write(torch.full((1, 64, 64, 3), float("nan")), [0])
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_rgb_images_become_limited_range_video(tmp_path: Path) -> None:
+    """Full range H.264 is washed out or crushed in many players: only a source that is so keeps it."""
+    info = VideoReader(images(tmp_path / "frames", {"1.png": 128})).info
+    with VideoWriter(tmp_path / "out.mp4", 32, 32, info, WriterSettings()) as writer:
+        writer.write(torch.full((1, 32, 32, 3), 128 / 255), [0])
+    out = VideoReader(tmp_path / "out.mp4")
+    assert not out.info.color.full_range
+    assert (next(iter(out)).rgb - 128 / 255).abs().max() < 2 / 255
+
+
+def test_h265_refuses_frames_that_it_corrupts_memory_on(tmp_path: Path) -> None:
+    info = probe(clip(tmp_path / "in.mp4", noise(2)))
+    with pytest.raises(ValueError, match="at least 64"):
+        VideoWriter(tmp_path / "out.mp4", 62, 64, info, WriterSettings("h265"))
