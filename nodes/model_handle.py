@@ -10,10 +10,10 @@ import torch
 from comfy_api.latest import io
 
 from ..oasis_core.checkpoints import Checkpoint
+from ..oasis_core.memory import working_memory
 from ..oasis_core.model import OasisModel
 from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.routing.spec import RoutingSpec
-from ..oasis_core.memory import working_memory
 
 OasisModelType = io.Custom("OASIS_MODEL")
 
