@@ -75,7 +75,9 @@ class Upscaler:
         """Raises ValueError where the routing is another model's, or the model's tokens span several latent frames."""
         routing.check_fits(model.config.depth, model.config.heads)
         if model.config.patch[0] != 1:
-            raise ValueError(f"model patch is {model.config.patch}; streaming needs one latent frame per token (1, p, p)")
+            raise ValueError(
+                f"model patch is {model.config.patch}; streaming needs one latent frame per token (1, p, p)"
+            )
         self.model, self.routing, self.settings = model, routing, settings
 
     def geometry(self, height: int, width: int) -> Geometry:

@@ -135,7 +135,9 @@ class Feed:
                     return
                 self._ready.put(batch)
         except queue.Empty:
-            self._ready.put(RuntimeError(f"no batch came for {PATIENCE:.0f} s: a data worker hangs or was killed (memory?)"))
+            self._ready.put(
+                RuntimeError(f"no batch came for {PATIENCE:.0f} s: a data worker hangs or was killed (memory?)")
+            )
         except BaseException as e:
             self._ready.put(e)
 
