@@ -85,7 +85,9 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def _pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
-    return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & ATTACHED_PICTURE]
+    return [
+        s for s in container.streams.video if s.codec_context is not None and not s.disposition.value & ATTACHED_PICTURE
+    ]
 
 
 def first_frame(path: Path, container: av.container.InputContainer) -> av.VideoFrame:
@@ -106,8 +108,9 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fra
     if rotation % 180:
         width, height, aspect = height, width, 1 / aspect
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    context = stream.codec_context  # PyAV 16 has no primaries on frames
     tags = ColorTags.of(
-        frame.colorspace, frame.color_range, int(frame.color_primaries), int(frame.color_trc), frame.height
+        frame.colorspace, frame.color_range, int(context.color_primaries), int(context.color_trc), frame.height
     )
     if frame.format.name.startswith("yuvj"):
         tags = ColorTags(tags.matrix, True, tags.primaries, tags.transfer)
