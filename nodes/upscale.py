@@ -107,7 +107,6 @@ class OasisUpscale(io.ComfyNode):
             color=ColorMethod.of(color),
             chunk_frames=chunk_frames,
             tile=tile or None,
-            tile_overlap=min(UpscaleSettings.tile_overlap, tile // 2) if tile else UpscaleSettings.tile_overlap,
         )
         upscaler = Upscaler(model.patcher.model, model.routing, settings)
         model.load(upscaler, *images.shape[:3])

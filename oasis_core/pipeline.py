@@ -25,6 +25,10 @@ from .routing.spec import RoutingSpec
 AUTO_TILE = 1280
 """Tile side (output pixels) that ``tile=None`` takes for frames larger than ``WHOLE_FRAME``: bounds memory and the
 quadratic cost of whole-frame heads."""
+CHUNK_OVERLAP = 2
+"""Latent frames that chunks share where nothing is said (DESIGN section 6)."""
+TILE_OVERLAP = 128
+"""Output pixels that tiles share where nothing is said."""
 WHOLE_FRAME = 1920 * 1088
 """Output pixels up to which ``tile=None`` keeps the frame whole."""
 
@@ -50,22 +54,25 @@ class UpscaleSettings:
     """Colour correction against the input."""
     chunk_frames: int = 16
     """Frames that the transformer sees at once, 1 or more: memory and whole-clip heads grow with it."""
-    chunk_overlap: int = 2
-    """Latent frames that neighbouring chunks share and cross-fade; less than a chunk holds."""
+    chunk_overlap: int | None = None
+    """Latent frames that neighbouring chunks share and cross-fade, fewer than a chunk holds; None: 2, or what a small
+    chunk allows."""
     tile: int | None = None
     """Tile side in output pixels; 0: whole frame; None: whole up to 1920x1088, tiles of 1280 above."""
-    tile_overlap: int = 128
-    """Output pixels that neighbouring tiles share and cross-fade."""
+    tile_overlap: int | None = None
+    """Output pixels that neighbouring tiles share and cross-fade, fewer than a tile has; None: 128, or half a small tile."""
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1:
             raise ValueError(f"chunk is {self.chunk_frames} frames; it must be at least 1")
-        if self.chunk_overlap < 0:
+        if self.chunk_overlap is not None and self.chunk_overlap < 0:
             raise ValueError(f"chunk overlap is {self.chunk_overlap} latent frames; it must be 0 or more")
         if self.tile is not None and self.tile < 0:
             raise ValueError(f"tile is {self.tile}; it must be 0 (whole frame) or a positive number of pixels")
-        if self.tile and not 0 <= self.tile_overlap < self.tile:
-            raise ValueError(f"tile overlap is {self.tile_overlap}; it must be from 0 to below the tile ({self.tile})")
+        if self.tile_overlap is not None and not 0 <= self.tile_overlap < (self.tile or AUTO_TILE):
+            raise ValueError(
+                f"tile overlap is {self.tile_overlap}; it must be from 0 to below the tile ({self.tile or AUTO_TILE})"
+            )
 
 
 class Upscaler:
@@ -79,6 +86,15 @@ class Upscaler:
                 f"model patch is {model.config.patch}; streaming needs one latent frame per token (1, p, p)"
             )
         self.model, self.routing, self.settings = model, routing, settings
+        self.chunk = latent_length(settings.chunk_frames, model.config.unshuffle[0])
+        """Latent frames in a chunk."""
+        asked = settings.chunk_overlap
+        if asked is not None and asked >= self.chunk:
+            raise ValueError(
+                f"chunk overlap is {asked} latent frames; a chunk of {settings.chunk_frames} frames holds {self.chunk}, "
+                f"so it must be from 0 to {self.chunk - 1}"
+            )
+        self.chunk_overlap = min(CHUNK_OVERLAP, self.chunk - 1) if asked is None else asked
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Sizes of this job for frames of ``height`` x ``width``. Raises ValueError where they cannot be had."""
@@ -143,9 +159,7 @@ class Upscaler:
     def _restored(self, frames: Iterable[Tensor], poll: Callable[[], None] | None) -> Iterator[tuple[_Group, Tensor]]:
         """Each frame group with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded."""
         factor = self.model.config.unshuffle[0]
-        size = latent_length(self.settings.chunk_frames, factor)
-        overlap = min(self.settings.chunk_overlap, size - 1)
-        cursor, fade = ChunkCursor(size, overlap), TemporalCrossFade(overlap)
+        cursor, fade = ChunkCursor(self.chunk, self.chunk_overlap), TemporalCrossFade(self.chunk_overlap)
         waiting: list[_Group] = []  # read, not yet given out
         latents: dict[int, Tensor] = {}  # z_L by position
         seen = 0
@@ -180,7 +194,8 @@ class Upscaler:
         pixels = config.pixel_multiple[0]
         whole = s.tile == 0 or (s.tile is None and height * width * pixels**2 <= WHOLE_FRAME)
         tile = 0 if whole else max(1, round((s.tile or AUTO_TILE) / pixels))
-        overlap = min(round(s.tile_overlap / pixels), max(0, tile - 1))
+        asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
+        overlap = min(round(asked / pixels), max(0, tile - 1))
         tiles = plan_tiles(height, width, tile, overlap)
         if len(tiles) == 1:
             return self.model.restore(z_l, self.routing, poll)

@@ -62,7 +62,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
 
 @pytest.mark.parametrize(("options", "size"), [
     ([], (128, 96)), (["--scale", "1.5"], (48, 36)),
-    (["--width", "100"], (100, 75)), (["--width", "64", "--height", "64"], (64, 64)),
+    (["--size", "100x"], (100, 75)), (["--size", "64x64"], (64, 64)),
 ])  # fmt: skip
 def test_upscale(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], options: list[str], size: tuple[int, int]
@@ -121,8 +121,10 @@ def test_bad_inputs(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[s
         ([clip, out, *good, "--scale", "0.5"], "0.5"),
         ([clip, out, *good, "--scale", "9"], "from 1 to 4"),
         ([clip, out, *good, "--scale", "big"], "big"),
-        ([clip, out, *good, "--width", "9999"], "9999"),
-        ([clip, out, *good, "--scale", "2", "--width", "64"], "not both"),
+        ([clip, out, *good, "--size", "9999x"], "9999"),
+        ([clip, out, *good, "--size", "big"], "1920x1080"),
+        ([clip, out, *good, "--overlap", "16"], "chunk overlap is 16"),
+        ([clip, out, *good, "--scale", "2", "--size", "64x"], "not both"),
         ([clip, out, *good, "--tile", "-1"], "tile is -1"),
         ([clip, out, *good, "--chunk", "0"], "at least 1"),
         ([clip, out, *good, "--color", "sepia"], "sepia"),
@@ -179,8 +181,8 @@ def test_demo_makes_video_and_picture(tmp_path: Path, model: Path, capsys: pytes
 
 
 def test_the_command_is_installed() -> None:
-    out = subprocess.run([sys.executable, "-m", "oasis_core.cli", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in out.stdout for command in ("upscale", "demo", "train"))
+    out = subprocess.run([sys.executable, "-m", "oasis_core", "--help"], capture_output=True, text=True, check=True)
+    assert all(command in out.stdout for command in ("upscale", "demo", "info", "train"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory of a child is read by resource, which Windows lacks")
@@ -200,3 +202,13 @@ def test_memory_does_not_grow_with_length(tmp_path: Path, model: Path) -> None:
         peaks.append(int(peak) / (1024 if sys.platform != "darwin" else 2**20))
     # 120 more frames of 384x256x3 fp32 would be 135 MiB, as uint8 34 MiB
     assert peaks[1] - peaks[0] < 25, peaks
+
+
+def test_info_tells_what_a_checkpoint_is(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert "oasis-tiny" in capsys.readouterr().out
+    assert main(["info", str(model)]) == 0
+    out = capsys.readouterr().out
+    assert "50% global, 50% intra-frame, 0% window" in out
+    assert "Apache-2.0" in out
+    assert "safetensors" in refused(capsys, "info", Path(__file__).with_suffix(".safetensors"))

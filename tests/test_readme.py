@@ -18,7 +18,7 @@ RUN_BY = {
     "python -m venv .venv": "the Makefile's own steps, by CI",
     r".venv\Scripts\python -m pip install torch==2.13.0": "the Makefile's own steps, by CI",
     r".venv\Scripts\python -m pip install -e .": "the Makefile's own steps, by CI",
-    r".venv\Scripts\python -m oasis_core.cli demo": "tests/test_cli.py::test_the_command_is_installed and the demo's test",
+    r".venv\Scripts\python -m oasis_core demo": "tests/test_cli.py::test_the_command_is_installed and the demo's test",
     "oasis upscale input.mp4 output.mp4": "tests/test_cli.py::test_upscale",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections import deque
@@ -63,8 +64,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("input", type=Path, help="video file, folder of images, or pattern such as frame_%%05d.png")
     parser.add_argument("output", type=Path, help="video file; with --codec png a new folder")
     parser.add_argument("--scale", type=float, help="factor, 1 to 4 (default 4)")
-    parser.add_argument("--width", type=int, help="target width in pixels, instead of --scale")
-    parser.add_argument("--height", type=int, help="target height in pixels; with only one of both the aspect is kept")
+    parser.add_argument("--size", help="exact size instead of --scale: 1920x1080, or 1920x or x1080 (aspect kept)")
     parser.add_argument("--model", default=EMBEDDED, help=f"checkpoint file, or an embedded model (default {EMBEDDED})")
     parser.add_argument("--routing", type=Path, help="head routing as JSON, instead of the checkpoint's")
     methods = ", ".join(m.value for m in ColorMethod)
@@ -72,6 +72,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--color", default=ColorMethod.WAVELET.value, help=f"colour correction: {methods} (default wavelet)"
     )
     parser.add_argument("--chunk", type=int, default=16, help="frames that the transformer sees at once (default 16)")
+    parser.add_argument("--overlap", type=int, help="latent frames that chunks share and cross-fade (default 2)")
     parser.add_argument("--tile", type=int, help="tile side in output pixels; 0: whole frame (default: by size)")
     parser.add_argument(
         "--codec", default="h264", help=f"{', '.join(CODECS)} (default h264; ffv1 and png are lossless)"
@@ -85,11 +86,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Upscale one file; prints one line."""
-    by_size = args.width is not None or args.height is not None
-    scale = 4.0 if args.scale is None and not by_size else args.scale
-    settings = UpscaleSettings(
-        scale, args.width, args.height, ColorMethod.of(args.color), chunk_frames=args.chunk, tile=args.tile
-    )
+    width, height = (None, None) if args.size is None else parse_size(args.size)
+    scale = 4.0 if args.scale is None and args.size is None else args.scale
+    color = ColorMethod.of(args.color)
+    settings = UpscaleSettings(scale, width, height, color, args.chunk, args.overlap, args.tile)
     fps = None if args.fps is None else as_fraction(args.fps)
     writer = WriterSettings(args.codec, args.crf)
     job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps)
@@ -99,6 +99,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"oasis: {done.problem}", file=sys.stderr)
         return INCOMPLETE
     return 0
+
+
+def parse_size(text: str) -> tuple[int | None, int | None]:
+    """Width and height of ``1920x1080``, ``1920x`` or ``x1080``. Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d*)x(\d*)", text)
+    if found is None or not any(found.groups()):
+        raise ValueError(f"size is {text!r}; give pixels such as 1920x1080, or 1920x or x1080 to keep the aspect")
+    width, height = (int(side) if side else None for side in found.groups())
+    return width, height
 
 
 def upscale(job: Job) -> Done:

@@ -29,10 +29,12 @@ class AudioTracks:
             codec = stream.codec_context.name
             if codec in output.supported_codecs:
                 self._targets[stream.index] = output.add_stream_from_template(stream)
+                self._targets[stream.index].metadata.update(_names(stream))
                 continue
             encoder = FALLBACK.get(ending, "aac")
             log.info("%s cannot hold %s audio: it is re-encoded with %s", ending, codec, encoder)
             self._targets[stream.index] = output.add_stream(encoder, rate=48000)  # type: ignore[assignment]
+            self._targets[stream.index].metadata.update(_names(stream))
             self._encoded.add(stream.index)
         self._packets = self._read()
         self._held: av.Packet | None = None
@@ -91,3 +93,8 @@ class AudioTracks:
                 log.warning("audio track %d could not be finished: %s", index, e)
         self._encoded.clear()
         self._input.close()
+
+
+def _names(stream: av.AudioStream) -> dict[str, str]:
+    """What tells a track from its neighbours."""
+    return {key: value for key, value in stream.metadata.items() if key in ("language", "title")}

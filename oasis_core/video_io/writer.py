@@ -136,6 +136,8 @@ class VideoWriter:
         if context.pix_fmt != "bgr0":
             context.colorspace, context.color_range = self.tags.matrix, 2 if self.tags.full_range else 1
             context.color_primaries, context.color_trc = self.tags.primaries, self.tags.transfer
+        if self.settings.codec == "h265" and self.path.suffix.lower() in (".mp4", ".mov"):
+            context.codec_tag = "hvc1"  # Apple's players show no other
         self._stream = stream
         if self._audio_from is not None:
             self._audio = AudioTracks(self._audio_from, self._container, self.source.start)

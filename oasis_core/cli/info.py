@@ -1,0 +1,39 @@
+"""``oasis info``: what a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..checkpoints import EMBEDDED, load_checkpoint, resolve
+from ..routing.spec import HeadPattern
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("info", help="tell what a checkpoint is")
+    parser.add_argument(
+        "model", nargs="?", default=EMBEDDED, help=f"checkpoint file or embedded model (default {EMBEDDED})"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print name, sizes, routing, licence and origin."""
+    path = resolve(args.model)
+    checkpoint = load_checkpoint(path, dtype=None)
+    config, routing = checkpoint.config, checkpoint.routing
+    weights = list(checkpoint.model.parameters())
+    formats = ", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in weights}))
+    shares = ", ".join(f"{routing.share(p):.0%} {p.value}" for p in HeadPattern)
+    for name, value in (
+        ("file", path),
+        ("name", config.name),
+        ("parameters", f"{sum(w.numel() for w in weights) / 1e6:.1f} million, {formats}"),
+        ("blocks", f"{config.depth} of {config.dim}, {config.heads} heads"),
+        ("cell, patch", f"{config.unshuffle}, {config.patch}: sizes are padded to {config.pixel_multiple}"),
+        ("routing", f"{shares}; window {routing.window}"),
+        ("licence", checkpoint.metadata.licence),
+        ("notes", checkpoint.metadata.notes or "none"),
+    ):
+        print(f"{name + ':':13}{value}")
+    return 0
