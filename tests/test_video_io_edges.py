@@ -209,3 +209,38 @@ def test_h265_refuses_frames_that_it_corrupts_memory_on(tmp_path: Path) -> None:
     info = probe(clip(tmp_path / "in.mp4", noise(2)))
     with pytest.raises(ValueError, match="at least 64"):
         VideoWriter(tmp_path / "out.mp4", 62, 64, info, WriterSettings("h265"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_h265_carries_the_tag_that_apple_needs(tmp_path: Path, suffix: str) -> None:
+    info = probe(clip(tmp_path / "in.mp4", noise(2)))
+    with VideoWriter(tmp_path / f"out{suffix}", 64, 64, info, WriterSettings("h265")) as writer:
+        writer.write(torch.zeros(2, 64, 64, 3), [0, 512])
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert container.streams.video[0].codec_context.codec_tag == "hvc1"
+
+
+def test_every_audio_track_comes_over_with_its_language(tmp_path: Path) -> None:
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        tracks = [container.add_stream(codec, rate=48000, layout="stereo") for codec in ("aac", "flac")]
+        for track, language in zip(tracks, ("eng", "fra"), strict=True):
+            track.metadata["language"] = language
+        for rgb in noise(3):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(video.encode(None))
+        for track in tracks:
+            piece = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 4800), np.int16), format="s16", layout="stereo")
+            piece.sample_rate, piece.pts = 48000, 0
+            container.mux([*track.encode(piece), *track.encode(None)])
+    reader = VideoReader(source)
+    for suffix, codec, sound in ((".mkv", "h264", ("aac", "flac")), (".webm", "av1", ("opus", "opus"))):
+        target = tmp_path / f"out{suffix}"
+        with VideoWriter(target, 64, 64, reader.info, WriterSettings(codec), audio_from=source) as writer:
+            for frame in reader:
+                writer.write(frame.rgb[None], [frame.pts])
+        with av.open(str(target)) as container:
+            assert tuple(s.codec_context.name for s in container.streams.audio) == sound
+            assert [s.language for s in container.streams.audio] == ["eng", "fra"]
