@@ -190,7 +190,11 @@ class VideoWriter:
         if not self.written:
             raise ValueError(f"no frames came for {self.path}; nothing is written")
         if self._container is not None:
-            self._container.mux(self._stream.encode(None))
+            packets = self._stream.encode(None)
+            if self.settings.codec == "h265" and self.written <= 2:
+                for packet in packets:  # x265 leaves their decoding times to chance (measured: PyAV 17 and 18)
+                    packet.dts = packet.pts
+            self._container.mux(packets)
             if self._audio is not None:
                 self._audio.copy_until(None)
                 self._audio.close()
