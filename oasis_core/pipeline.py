@@ -50,6 +50,8 @@ class UpscaleSettings:
     """Target width in pixels; alone, the height keeps the aspect ratio."""
     height: int | None = None
     """Target height in pixels."""
+    fidelity: float = 0.0
+    """0: all detail that the model invents; 1: faithful to the input (models trained with that control)."""
     color: ColorMethod = ColorMethod.WAVELET
     """Colour correction against the input."""
     chunk_frames: int = 16
@@ -79,12 +81,14 @@ class Upscaler:
     """A model with its routing and a job's settings. Runs where the model is, in the model's dtype."""
 
     def __init__(self, model: OasisModel, routing: RoutingSpec, settings: UpscaleSettings) -> None:
-        """Raises ValueError where the routing is another model's, or the model's tokens span several latent frames."""
+        """Raises ValueError where the routing is another model's, the model's tokens span several latent frames, or it
+        cannot be asked for that fidelity."""
         routing.check_fits(model.config.depth, model.config.heads)
         if model.config.patch[0] != 1:
             raise ValueError(
                 f"model patch is {model.config.patch}; streaming needs one latent frame per token (1, p, p)"
             )
+        model.config.timestep_at(settings.fidelity)
         self.model, self.routing, self.settings = model, routing, settings
         self.chunk = latent_length(settings.chunk_frames, model.config.unshuffle[0])
         """Latent frames in a chunk."""
@@ -198,11 +202,12 @@ class Upscaler:
         overlap = min(round(asked / pixels), max(0, tile - 1))
         tiles = plan_tiles(height, width, tile, overlap)
         if len(tiles) == 1:
-            return self.model.restore(z_l, self.routing, poll)
+            return self.model.restore(z_l, self.routing, poll, s.fidelity)
         blended = OverlapAdd(z_l, *z_l.shape[3:])
         for rows, columns in tiles:
             y, x = rows.times(config.patch[1]), columns.times(config.patch[2])
-            piece = self.model.restore(z_l[..., y.start : y.stop, x.start : x.stop], self.routing, poll)
+            cut = z_l[..., y.start : y.stop, x.start : x.stop]
+            piece = self.model.restore(cut, self.routing, poll, s.fidelity)
             blended.add(piece, y, x, overlap * config.patch[1])
         return blended.result()
 

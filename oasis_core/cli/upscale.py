@@ -71,6 +71,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--color", default=ColorMethod.WAVELET.value, help=f"colour correction: {methods} (default wavelet)"
     )
+    parser.add_argument(
+        "--fidelity", type=float, default=UpscaleSettings.fidelity, help="0: most detail; 1: most faithful to the input"
+    )
     parser.add_argument("--chunk", type=int, default=16, help="frames that the transformer sees at once (default 16)")
     parser.add_argument("--overlap", type=int, help="latent frames that chunks share and cross-fade (default 2)")
     parser.add_argument("--tile", type=int, help="tile side in output pixels; 0: whole frame (default: by size)")
@@ -89,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
     width, height = (None, None) if args.size is None else parse_size(args.size)
     scale = 4.0 if args.scale is None and args.size is None else args.scale
     color = ColorMethod.of(args.color)
-    settings = UpscaleSettings(scale, width, height, color, args.chunk, args.overlap, args.tile)
+    settings = UpscaleSettings(
+        scale=scale, width=width, height=height, fidelity=args.fidelity, color=color,
+        chunk_frames=args.chunk, chunk_overlap=args.overlap, tile=args.tile,
+    )  # fmt: skip
     fps = None if args.fps is None else as_fraction(args.fps)
     writer = WriterSettings(args.codec, args.crf)
     job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps)

@@ -61,6 +61,8 @@ class OasisConfig:
     """Base of the rotary embedding's frequencies."""
     timestep: float = 1000.0
     """The one timestep, as the network sees it (0 to 1000)."""
+    faithful_timestep: float | None = None
+    """The timestep of fidelity 1, in models that are trained to be asked for less invention; None: no such control."""
     sigma: float = 1.0
     """Step length of z_H = z_L - sigma * v."""
     decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
@@ -80,6 +82,9 @@ class OasisConfig:
             value = getattr(self, name)
             if type(value) not in (int, float) or not math.isfinite(value):
                 raise ValueError(f"model {name} is {value!r}; it must be a finite number")
+        faithful = self.faithful_timestep
+        if faithful is not None and (type(faithful) not in (int, float) or not math.isfinite(faithful)):
+            raise ValueError(f"model faithful_timestep is {faithful!r}; it must be a finite number, or none")
         if self.rope_theta <= 0:
             raise ValueError(f"model rope_theta is {self.rope_theta}; it must be above 0")
         if not isinstance(self.decoder, PixelDecoderConfig):
@@ -110,6 +115,23 @@ class OasisConfig:
     def frame_group(self) -> int:
         """Frames in one token's time step; the first frame counts for a whole group."""
         return self.unshuffle[0] * self.patch[0]
+
+    def timestep_at(self, fidelity: float) -> float:
+        """The timestep that asks for ``fidelity``: 0 (all detail that the model invents) to 1 (faithful to the input).
+
+        Linear between ``timestep`` and ``faithful_timestep``: a conditional one-step restorer, whose modulation tells it
+        where between perception and distortion to stand (the idea of CFSNet, arXiv 1904.00634, by the DiT's own means).
+
+        Raises:
+            ValueError: outside [0, 1], or above 0 for a model without the control.
+        """
+        if not 0 <= fidelity <= 1:
+            raise ValueError(f"fidelity is {fidelity}; it must be from 0 (most detail) to 1 (most faithful)")
+        if fidelity == 0:
+            return self.timestep
+        if self.faithful_timestep is None:
+            raise ValueError(f"fidelity is {fidelity}, but model {self.name!r} was trained without it; set it to 0")
+        return self.timestep + fidelity * (self.faithful_timestep - self.timestep)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; ``from_dict`` reads them back to an equal config."""

@@ -72,9 +72,12 @@ class DiT(nn.Module):
         x = rearrange(z, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=pt, q=ph, r=pw)
         return F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
-    def time(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The constant timestep's embedding ``(1, dim)`` and its projection ``(1, 6, dim)``."""
-        embedding = timestep_embedding(self.config.timestep, self.config.freq_dim, device)
+    def timestep(self, fidelity: float, device: torch.device) -> Tensor:
+        """Sinusoidal embedding ``(1, freq_dim)`` of the one timestep; see ``OasisConfig.timestep_at``."""
+        return timestep_embedding(self.config.timestep_at(fidelity), self.config.freq_dim, device)
+
+    def time(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The timestep's embedding ``(1, dim)`` and its projection ``(1, 6, dim)``."""
         first = cast(nn.Linear, self.time_embedding[0])
         time = self.time_embedding(embedding.to(first.weight.dtype))
         return time, rearrange(self.time_projection(time), "b (six d) -> b six d", six=6)
@@ -85,16 +88,18 @@ class DiT(nn.Module):
         routing: RoutingSpec,
         poll: Callable[[], None] | None = None,
         observe: Observer | None = None,
+        timestep: Tensor | None = None,
     ) -> Tensor:
         """Velocity ``(B, C, t, h, w)`` of a latent of that shape, in its dtype.
 
+        ``timestep`` is what the method of that name gives; None: fidelity 0.
         ``poll`` is called before every block; what it raises passes through (this is how a host interrupts).
         ``observe`` is shown every layer's queries and keys (calibration).
         """
         grid = self.grid(z)
         routing.check_fits(self.config.depth, self.config.heads)
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
-        time, modulation = self.time(z.device)
+        time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
         x = self.tokens(z)
         for layer, (block, patterns) in enumerate(zip(self.blocks, routing.layers, strict=True)):
             if poll is not None:

@@ -36,7 +36,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], 1 + scale.flatten().float(), shift.flatten().float(), EPS).to(x.dtype)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def timestep_embedding(timestep: float, dim: int, device: torch.device) -> Tensor:
     """Sinusoidal embedding ``(1, dim)`` in fp32: cosines, then sines, frequencies 10000^(-i / (dim/2))."""
     with torch.inference_mode(False):

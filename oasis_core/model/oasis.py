@@ -40,9 +40,16 @@ class OasisModel(nn.Module):
         cells = unshuffle_groups(pixels, self.config.unshuffle)
         return rearrange(self.project(rearrange(cells, "b c t h w -> b t h w c")), "b t h w c -> b c t h w")
 
-    def restore(self, z_l: Tensor, routing: RoutingSpec, poll: Callable[[], None] | None = None) -> Tensor:
-        """The one step: z_H = z_L - sigma * v(z_L, timestep); shape and dtype of ``z_l``."""
-        return z_l - self.config.sigma * self.dit(z_l, routing, poll)
+    def restore(
+        self, z_l: Tensor, routing: RoutingSpec, poll: Callable[[], None] | None = None, fidelity: float = 0.0
+    ) -> Tensor:
+        """The one step: z_H = z_L - sigma * v(z_L, timestep); shape and dtype of ``z_l``.
+
+        Raises:
+            ValueError: a fidelity that the model cannot be asked for (``OasisConfig.timestep_at``).
+        """
+        timestep = self.dit.timestep(fidelity, z_l.device)
+        return z_l - self.config.sigma * self.dit(z_l, routing, poll, timestep=timestep)
 
     def decode(self, z_h: Tensor, pixels: Tensor, first: bool = True) -> Tensor:
         """Restored pixels of ``pixels``' shape, not clamped.
@@ -63,6 +70,10 @@ class OasisModel(nn.Module):
             )
         return self.decoder(z_h, whole)[:, :, whole.shape[2] - pixels.shape[2] :]
 
-    def forward(self, pixels: Tensor, routing: RoutingSpec) -> Tensor:
-        """Restored pixels of a whole clip ``(B, 3, T, H, W)`` in [-1, 1]: training's path; ``pipeline`` streams."""
-        return self.decode(self.restore(self.encode(pixels), routing), pixels)
+    def forward(self, pixels: Tensor, routing: RoutingSpec, timestep: Tensor | None = None) -> Tensor:
+        """Restored pixels of a whole clip ``(B, 3, T, H, W)`` in [-1, 1]: training's path; ``pipeline`` streams.
+
+        ``timestep`` is what ``DiT.timestep`` gives; None: fidelity 0.
+        """
+        z_l = self.encode(pixels)
+        return self.decode(z_l - self.config.sigma * self.dit(z_l, routing, timestep=timestep), pixels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,10 @@ else:
     import tomli as tomllib
 
 
+POOL = 8
+"""Batches that are kept for their next use."""
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """Weight of each term; 0 switches it off. Pixels are in [0, 1] for every term."""
@@ -23,6 +27,8 @@ class LossWeights:
     """Charbonnier distance to the ground truth."""
     low: float = 0.0
     """The same after area-downscaling both by 4: honesty in the low frequencies, no colour shift."""
+    frequency: float = 0.0
+    """L1 of the difference's spectrum: no frequency is cheap to leave out."""
     motion: float = 0.0
     """L1 of frame differences: steadiness."""
     perceptual: float = 0.0
@@ -32,6 +38,16 @@ class LossWeights:
     feature: float = 0.0
     """L1 between the discriminator's features of output and ground truth."""
 
+    def at(self, fidelity: float, ramp: float) -> LossWeights:
+        """The weights of a step: perceptual terms fade with fidelity, the adversarial ones also follow ``ramp``."""
+        felt = 1 - fidelity
+        return replace(
+            self,
+            perceptual=self.perceptual * felt,
+            adversarial=self.adversarial * felt * ramp,
+            feature=self.feature * felt * ramp,
+        )
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -40,7 +56,7 @@ class StageConfig:
     name: str
     steps: int
     batch: int = 16
-    """Clips per step."""
+    """Clips per step and process."""
     frames: int = 7
     """Frames per clip; 1 + frame_group * k."""
     size: int = 256
@@ -55,6 +71,12 @@ class StageConfig:
     """Degradation parameters: one draw a clip, or walking from frame to frame."""
     other_scales: float = 0.0
     """Share of steps at a scale factor drawn from ``SCALES`` instead of 4."""
+    faithful: float = 0.0
+    """Share of steps that train fidelities above 0 (half of them 1): what is perceptual then counts by 1 - fidelity."""
+    ramp: int = 0
+    """Steps in which the adversarial weight rises from 0."""
+    reuse: int = 1
+    """Times each batch is used, each time turned another way (1 to 4): data that cost too much to make."""
     routed: bool = False
     """Routing: False: every head global (dense); True: specialised (calibrated before the first such stage)."""
     loss: LossWeights = field(default_factory=LossWeights)
@@ -64,6 +86,10 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r}: steps, batch and frames must be at least 1")
         if self.mode not in ("consistent", "walk"):
             raise ValueError(f"stage {self.name!r}: mode is {self.mode!r}; allowed: consistent, walk")
+        if not 0 <= self.faithful <= 1:
+            raise ValueError(f"stage {self.name!r}: faithful is {self.faithful}; it must be from 0 to 1")
+        if not 1 <= self.reuse <= 4:
+            raise ValueError(f"stage {self.name!r}: reuse is {self.reuse}; it must be from 1 to 4")
 
 
 @dataclass(frozen=True)
@@ -108,6 +134,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("the training config has no [[stages]]")
+        if any(s.faithful for s in self.stages) and self.model.faithful_timestep is None:
+            raise ValueError("a stage trains fidelity (faithful above 0), but [model] has no faithful_timestep")
         group = self.model.frame_group
         for stage in self.stages:
             if (stage.frames - 1) % group:
@@ -120,6 +148,15 @@ class TrainConfig:
     @property
     def steps(self) -> int:
         return sum(s.steps for s in self.stages)
+
+    def source(self, step: int) -> tuple[int, int]:
+        """Which step's batch step ``step`` uses, and for which time (0: its own, new).
+
+        Batches are used again ``POOL`` steps later, so that neighbouring steps see different pictures.
+        """
+        stage, offset = self.stage_at(step)
+        turn = offset % (POOL * stage.reuse) // POOL
+        return step - turn * POOL, turn
 
     def stage_at(self, step: int) -> tuple[StageConfig, int]:
         """The stage of global step ``step`` and the step inside it."""

@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .codec import draw_codec, round_trip
-from .config import TrainConfig
+from .config import POOL, TrainConfig
 from .data import ClipStore
 from .degradations import degrade
 
@@ -47,18 +47,18 @@ class Batch:
 
 
 class BatchMaker:
-    """Makes batch ``index`` of a run: it depends on (config, index) alone, so a run resumes exactly."""
+    """Makes batch ``index`` of a run: it depends on (config, index, rank) alone, so a run resumes exactly."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0) -> None:
+        self.config, self.device, self.rank = config, device, rank
         self.store = ClipStore(Path(config.data), device, config.drop, config.use_licences)
         self.codecs = ThreadPoolExecutor(CODEC_THREADS)
 
     def make(self, index: int) -> tuple[Tensor, Tensor]:
         """Low- and high-quality clips ``(B, T, h, w, 3)``, ``(B, T, H, W, 3)``, uint8 on the host."""
         stage, _ = self.config.stage_at(index)
-        rng = np.random.default_rng((self.config.seed, index))
-        generator = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + index)
+        rng = np.random.default_rng((self.config.seed, index, self.rank))
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
         hr = self.store.sample(stage.batch, stage.frames, stage.size, rng)
         scale = 4.0 if rng.random() >= stage.other_scales else float(rng.choice(SCALES))
         low = max(16, round(stage.size / scale))
@@ -74,10 +74,18 @@ class Feed:
 
     Args:
         workers: processes that make batches; 0: make them here, when asked for.
+        rank: which of the training processes this is: each sees batches of its own.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, *, start: int, stop: int, workers: int) -> None:
+    def __init__(
+        self, config: TrainConfig, device: torch.device, *, start: int, stop: int, workers: int, rank: int = 0
+    ) -> None:
         self.config, self.device, self.start, self.stop, self.workers = config, device, start, stop, workers
+        self.rank = rank
+        sources = [config.source(step)[0] for step in range(start, stop)]
+        self._order = list(dict.fromkeys(sources))
+        """Batches to make, in the order of their first use."""
+        self._kept: dict[int, Batch] = {}
         self._ended = threading.Event()
         self._processes: list[Any] = []
         self._made: list[Any] = []
@@ -86,7 +94,7 @@ class Feed:
             context = torch.multiprocessing.get_context("spawn")
             for k in range(workers):
                 made = context.Queue(maxsize=AHEAD)
-                args = (config, str(device), range(start + k, stop, workers), made)
+                args = (config, str(device), rank, self._order[k::workers], made)
                 self._processes.append(context.Process(target=_work, args=args, daemon=True))
                 self._made.append(made)
             for process in self._processes:
@@ -103,18 +111,27 @@ class Feed:
             process.join()
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self.workers:
-            maker = BatchMaker(self.config, self.device)
-            for index in range(self.start, self.stop):
-                yield _to_device(maker.make(index), self.device)
-            return
-        for _ in range(self.start, self.stop):
+        made = self._arriving() if self.workers else self._made_here()
+        for step in range(self.start, self.stop):
+            source, turn = self.config.source(step)
+            if source not in self._kept:
+                self._kept[source] = next(made)
+            self._kept = {k: batch for k, batch in self._kept.items() if k > source - POOL}
+            last = turn + 1 == self.config.stage_at(step)[0].reuse
+            yield turned(self._kept.pop(source) if last else self._kept[source], turn)
+
+    def _made_here(self) -> Iterator[Batch]:
+        maker = BatchMaker(self.config, self.device, self.rank)
+        for index in self._order:
+            yield _to_device(maker.make(index), self.device)
+
+    def _arriving(self) -> Iterator[Batch]:
+        for _ in self._order:
             batch = self._ready.get()
             if isinstance(batch, BaseException):
                 raise batch
-            if (
-                self.device.type == "cuda"
-            ):  # made on the feed's stream: its memory must not be reused while this one reads
+            if self.device.type == "cuda":
+                # Made on the feed's stream: its memory must not be used again while this stream reads.
                 batch.lr.record_stream(torch.cuda.current_stream(self.device))
                 batch.hr.record_stream(torch.cuda.current_stream(self.device))
             yield batch
@@ -123,8 +140,8 @@ class Feed:
         """The thread: take batches from the workers in turn, copy them on a stream of their own."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         try:
-            for index in range(self.start, self.stop):
-                made = self._made[(index - self.start) % self.workers].get(timeout=PATIENCE)
+            for number in range(len(self._order)):
+                made = self._made[number % self.workers].get(timeout=PATIENCE)
                 if isinstance(made, str):
                     raise RuntimeError(f"a data worker failed: {made}")
                 with torch.cuda.stream(stream):
@@ -142,6 +159,16 @@ class Feed:
             self._ready.put(e)
 
 
+def turned(batch: Batch, turn: int) -> Batch:
+    """The batch seen another way: 0 as it is, 1 transposed, 2 by half a turn, 3 both."""
+    lr, hr = batch.lr, batch.hr
+    if turn & 2:
+        lr, hr = lr.flip(-2, -1), hr.flip(-2, -1)
+    if turn & 1:
+        lr, hr = lr.transpose(-2, -1).contiguous(), hr.transpose(-2, -1).contiguous()
+    return Batch(lr, hr)
+
+
 def _to_device(made: tuple[Tensor, Tensor], device: torch.device) -> Batch:
     if device.type == "cuda":
         made = (made[0].pin_memory(), made[1].pin_memory())
@@ -149,11 +176,11 @@ def _to_device(made: tuple[Tensor, Tensor], device: torch.device) -> Batch:
     return Batch(lr, hr)
 
 
-def _work(config: TrainConfig, device: str, indices: range, made: Any) -> None:
+def _work(config: TrainConfig, device: str, rank: int, indices: list[int], made: Any) -> None:
     """A worker's life: make its batches, put them in the queue; tell of a failure instead of dying silently."""
     torch.set_num_threads(1)
     try:
-        maker = BatchMaker(config, torch.device(device))
+        maker = BatchMaker(config, torch.device(device), rank)
         for index in indices:
             made.put(maker.make(index))
     except Exception as e:

@@ -16,9 +16,12 @@ from .discriminator import UNetDiscriminator
 
 
 class TrainState:
-    """Model, its average, discriminator, optimisers, routing, step and random state."""
+    """Model, its average, discriminator, optimisers, routing and step; every random draw follows from seed and step."""
 
-    def __init__(self, config: TrainConfig, model: OasisModel, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, model: OasisModel, routing: RoutingSpec | None, *, device: torch.device
+    ) -> None:
+        """``routing``: of a model that starts from a specialised checkpoint; None: dense until calibrated."""
         self.model = model.to(device).train().requires_grad_(True)
         self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -41,9 +44,8 @@ class TrainState:
         )
         self.step = 0
         dense = RoutingSpec.uniform(model.config.depth, model.config.heads, HeadPattern.GLOBAL, config.routing.window)
-        self.routing = dense
-        self.calibrated = False
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.routing = routing or dense
+        self.calibrated = self.routing.share(HeadPattern.GLOBAL) < 1
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -79,7 +81,6 @@ class TrainState:
         self.guard.load_state_dict(data["guard"])
         self.step, self.calibrated = data["step"], data["calibrated"]
         self.routing = RoutingSpec.from_json(data["routing"])
-        self.generator.set_state(data["generator"].cpu())
 
     def _dict(self) -> dict[str, Any]:
         return {
@@ -92,7 +93,6 @@ class TrainState:
             "step": self.step,
             "calibrated": self.calibrated,
             "routing": self.routing.to_json(),
-            "generator": self.generator.get_state(),
         }
 
 

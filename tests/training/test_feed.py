@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from oasis_core.model import OasisConfig
-from oasis_core.training.config import StageConfig, TrainConfig
-from oasis_core.training.feed import Batch, Feed
+from oasis_core.training.config import POOL, StageConfig, TrainConfig
+from oasis_core.training.feed import Batch, Feed, turned
 
 CPU = torch.device("cpu")
 MODEL = OasisConfig("test", unshuffle=(1, 8, 8), dim=12, depth=1, heads=2, ffn_dim=8, freq_dim=8)
@@ -68,6 +68,27 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(config: TrainConfig) 
 
 def test_workers_change_nothing(config: TrainConfig) -> None:
     assert_same(batches(config, start=1), batches(config, start=1, workers=2))
+
+
+def test_batches_are_used_again_turned(config: TrainConfig) -> None:
+    """Each batch comes ``reuse`` times, ``POOL`` steps apart, every time another way; also where a run resumes."""
+    stages = (replace(STAGES[0], steps=2 * POOL + 3, reuse=2), replace(STAGES[1], steps=POOL + 2, reuse=2))
+    again = replace(config, stages=stages)
+    made = batches(again, stop=again.steps)
+    for step in range(POOL):
+        assert_same([turned(made[step], 1)], made[step + POOL : step + POOL + 1])
+        assert not torch.equal(made[step].hr, made[step + POOL].hr)
+    new = [0, *range(1, POOL), *range(2 * POOL, 2 * POOL + 3), *range(2 * POOL + 3, 3 * POOL + 3)]
+    first_pixels = {made[step].hr.sum().item() for step in new}
+    assert len(first_pixels) == len(new), "a batch that should be new is not"
+    for start in (3, POOL + 2, 2 * POOL + 4):
+        assert_same(made[start:], batches(again, start=start, stop=again.steps, workers=2 if start == 3 else 0))
+    assert_same([turned(turned(made[0], 3), 1)], [turned(made[0], 2)])
+
+
+def test_processes_see_batches_of_their_own(config: TrainConfig) -> None:
+    with Feed(config, CPU, start=0, stop=1, workers=0, rank=1) as feed:
+        assert not torch.equal(next(iter(feed)).hr, batches(config, stop=1)[0].hr)
 
 
 def test_a_worker_that_fails_says_why(config: TrainConfig, tmp_path: Path) -> None:

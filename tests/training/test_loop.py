@@ -13,7 +13,7 @@ import torch
 from oasis_core.checkpoints import load_checkpoint
 from oasis_core.model import OasisConfig, PixelDecoderConfig
 from oasis_core.routing import HeadPattern
-from oasis_core.training import loop, losses
+from oasis_core.training import loop, losses, trainer
 from oasis_core.training.config import LossWeights, RoutingBudget, StageConfig, TrainConfig, load_config
 from oasis_core.training.discriminator import UNetDiscriminator
 from oasis_core.training.state import learning_rate
@@ -21,7 +21,7 @@ from oasis_core.training.state import learning_rate
 CPU = torch.device("cpu")
 MODEL = OasisConfig(
     name="small", unshuffle=(1, 8, 8), latent_channels=8, dim=32, depth=2, heads=4, ffn_dim=48, freq_dim=16,
-    decoder=PixelDecoderConfig(width=12, blocks=1, hr_width=8, hr_blocks=0),
+    faithful_timestep=998.0, decoder=PixelDecoderConfig(width=12, blocks=1, hr_width=8, hr_blocks=0),
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def config(data: Path, out: Path, **changes: object) -> TrainConfig:
         StageConfig("dense", 3, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-3, loss=LossWeights(low=0.5)),
         StageConfig(
             "routed", 3, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-4, mode="walk", other_scales=0.5, routed=True,
-            loss=LossWeights(motion=0.3, adversarial=0.05, feature=0.05),
+            faithful=0.4, ramp=2, reuse=2, loss=LossWeights(frequency=0.1, motion=0.3, adversarial=0.05, feature=0.05),
         ),
     )  # fmt: skip
     base = TrainConfig(
@@ -41,7 +41,7 @@ def config(data: Path, out: Path, **changes: object) -> TrainConfig:
 
 
 def test_the_loss_falls(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "LOG_EVERY", 10)
+    monkeypatch.setattr(trainer, "LOG_EVERY", 10)
     stage = StageConfig("pixel", 60, batch=2, frames=3, size=64, lr=3e-3, lr_end=1e-3)
     loop.train(config(data, tmp_path / "out", stages=(stage,)), CPU)
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
@@ -53,10 +53,10 @@ def test_resuming_equals_running_through(data: Path, tmp_path: Path, monkeypatch
     stopped = config(data, tmp_path / "b", save_every=4)
     step = loop.Trainer.step
 
-    def stop_after_four(self: loop.Trainer, batch: object, lr: float) -> None:
+    def stop_after_four(self: loop.Trainer, batch: object, lr: float, offset: int) -> None:
         if self.state.step == 5:
             raise KeyboardInterrupt
-        step(self, batch, lr)  # type: ignore[arg-type]
+        step(self, batch, lr, offset)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Trainer, "step", stop_after_four)
@@ -136,7 +136,64 @@ def test_random_crops_and_stacks_match() -> None:
     assert torch.equal(one, same)
     logits, features = UNetDiscriminator(8)(ours)
     assert logits.shape == (2, 1, 72, 72)
-    assert float(losses.feature_match(features, features)) == 0
+    assert losses.feature_match(features, features).item() == 0
+
+
+def test_the_adversary_s_spectral_norms_are_one() -> None:
+    """Against torch's singular values; the power iteration follows the weights as they move."""
+    adversary = UNetDiscriminator(6)
+    for _ in range(3):
+        for conv in adversary.convs:
+            conv.weight.data += 0.03 * torch.randn_like(conv.weight)
+        for _ in range(60):
+            weights = adversary.weights()
+        for weight in weights[2:-2]:
+            assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_spectrum_counts_spread_and_lone_errors_alike() -> None:
+    """Parseval: white noise of deviation s has real and imaginary parts of s / sqrt 2; the mean of |normal| is .798."""
+    hr = torch.rand(1, 3, 2, 64, 64)
+    noise = 0.1 * torch.randn_like(hr)
+    expected = 0.1 / 2**0.5 * (2 / torch.pi) ** 0.5
+    assert losses.frequency(hr + noise, hr).item() == pytest.approx(expected, rel=0.05)
+    assert losses.frequency(hr, hr).item() == 0
+
+
+def test_fidelity_fades_what_is_perceptual() -> None:
+    weights = LossWeights(pixel=1.0, motion=0.3, perceptual=0.4, adversarial=0.02, feature=0.1)
+    assert weights.at(0, ramp=1) == weights
+    faithful = weights.at(1, ramp=1)
+    assert (faithful.perceptual, faithful.adversarial, faithful.feature) == (0, 0, 0)
+    assert (faithful.pixel, faithful.motion) == (1.0, 0.3)
+    assert weights.at(0.25, ramp=0.5).adversarial == pytest.approx(0.02 * 0.75 * 0.5)
+    assert weights.at(0.25, ramp=0.5).perceptual == pytest.approx(0.3)
+
+
+def test_fidelities_are_drawn_as_often_as_asked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [trainer.draw_fidelity(0.4, generator) for _ in range(4000)]
+    assert sum(f > 0 for f in drawn) / 4000 == pytest.approx(0.4, abs=0.03)
+    assert sum(f == 1 for f in drawn) / 4000 == pytest.approx(0.4 * (0.5 + 0.5 / 8), abs=0.03)
+    assert all(0 <= f <= 1 for f in drawn)
+
+
+def test_a_run_starts_from_a_checkpoint_with_its_routing(data: Path, tmp_path: Path) -> None:
+    first = loop.train(config(data, tmp_path / "a"), CPU)
+    stage = StageConfig("more", 1, batch=2, frames=3, size=64, lr=0.0, lr_end=0.0, routed=True)
+    second = loop.train(config(data, tmp_path / "b", start_from=str(first), stages=(stage,)), CPU)
+    a, b = load_checkpoint(first), load_checkpoint(second)
+    assert a.routing == b.routing
+    for name, value in a.model.state_dict().items():
+        assert torch.equal(value, b.model.state_dict()[name]), name
+    other = dataclasses.replace(MODEL, dim=64)
+    with pytest.raises(ValueError, match="another model config"):
+        loop.train(config(data, tmp_path / "c", start_from=str(first), model=other), CPU)
+
+
+def test_fidelity_needs_a_model_that_has_it(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="faithful_timestep"):
+        config(data, tmp_path, model=dataclasses.replace(MODEL, faithful_timestep=None))
 
 
 def test_the_shipped_config_is_valid(tmp_path: Path) -> None:
