@@ -86,6 +86,8 @@ class Feed:
         self._order = list(dict.fromkeys(sources))
         """Batches to make, in the order of their first use."""
         self._kept: dict[int, Batch] = {}
+        self.quiet = threading.Lock()
+        """While held, the feed leaves the device alone: a CUDA graph's capture fails on another thread's allocations."""
         self._ended = threading.Event()
         self._processes: list[Any] = []
         self._made: list[Any] = []
@@ -139,12 +141,14 @@ class Feed:
     def _bring(self) -> None:
         """The thread: take batches from the workers in turn, copy them on a stream of their own."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if stream is not None:
+            torch.cuda.set_device(self.device)
         try:
             for number in range(len(self._order)):
                 made = self._made[number % self.workers].get(timeout=PATIENCE)
                 if isinstance(made, str):
                     raise RuntimeError(f"a data worker failed: {made}")
-                with torch.cuda.stream(stream):
+                with self.quiet, torch.cuda.stream(stream):
                     batch = _to_device(made, self.device)
                     if stream is not None:
                         stream.synchronize()
@@ -179,6 +183,8 @@ def _to_device(made: tuple[Tensor, Tensor], device: torch.device) -> Batch:
 def _work(config: TrainConfig, device: str, rank: int, indices: list[int], made: Any) -> None:
     """A worker's life: make its batches, put them in the queue; tell of a failure instead of dying silently."""
     torch.set_num_threads(1)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     try:
         maker = BatchMaker(config, torch.device(device), rank)
         for index in indices:

@@ -74,7 +74,8 @@ def _run(
             if stage is not trainer.stage:
                 if stage.routed and not state.calibrated:
                     calibrate(config, state, batch, group)
-                trainer.enter(stage, batch)
+                with feed.quiet:
+                    trainer.enter(stage, batch)
             trainer.step(batch, learning_rate(stage, offset), offset)
             if state.step % config.save_every == 0 and group.leads:
                 state.save(out / "state.pt")
