@@ -38,7 +38,7 @@ class LookConfig:
     """Deviation of the smear's window, pixels."""
     halo: float = 0.08
     """Probability of an over-sharpened picture."""
-    halo_amount: Range = (0.3, 1.2)
+    halo_amount: Range = (0.2, 1.1)
     """Share of what the blur removes that is added."""
     halo_size: Range = (0.6, 1.6)
     """Deviation of the unsharp mask's blur, pixels."""
@@ -48,15 +48,15 @@ class LookConfig:
     """Deviation of the colour's blur along lines, pixels: tape keeps about an eighth of the luminance's bandwidth."""
     bleed_down: Range = (0.3, 1.2)
     """The same across lines."""
-    bands: float = 0.05
+    bands: float = 0.07
     """Probability of banding."""
     levels: Range = (28.0, 80.0)
     """Steps of luminance from black to white: 5 to 6 bits."""
     rescale: float = 0.1
     """Probability of going down and up again without antialiasing."""
-    rescale_factor: Range = (0.5, 0.95)
+    rescale_factor: Range = (0.6, 0.97)
     """Size in between, relative."""
-    rescale_nearest: float = 0.4
+    rescale_nearest: float = 0.3
     """Share of it that takes the nearest sample, else linear."""
     rescale_width_only: float = 0.3
     """Share of it that keeps the height (1440 to 1920 pixels a line, and the like)."""

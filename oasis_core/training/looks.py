@@ -1,7 +1,7 @@
 """Looks of real video that blur, noise and codecs do not give: film grain, halos, colour bleeding, smear, bands, rescaling.
 
-All keep the mean colour of each frame: a model trained on casts would shift colours. Frames are ``(S, 3, H, W)`` in
-[0, 1], parameters tensors ``(S,)``; results may lie outside [0, 1] only where the caller clamps.
+All but rescaling keep the mean colour of each frame (grain: on average): a model trained on casts would shift colours.
+Frames are ``(S, 3, H, W)`` in [0, 1], parameters tensors ``(S,)``; results may leave [0, 1] a little, the caller clamps.
 """
 
 from __future__ import annotations
