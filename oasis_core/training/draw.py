@@ -15,7 +15,7 @@ Range = tuple[float, float]
 # Largest step per frame in walk mode, uniform in +-step: RealBasicVSR, configs/realbasicvsr_*.py (arXiv 2111.12704).
 STEPS = {"sigma": 0.02, "rotate": 0.31416, "beta_gaussian": 0.05, "beta_plateau": 0.1, "omega": 0.0628,
          "resize": 0.015, "gaussian": 0.1, "poisson": 0.005, "quality": 3.0}  # fmt: skip
-# Ours, of the looks, which RealBasicVSR does not have: about a hundredth of each range, as its steps are.
+# Ours, of the looks, which RealBasicVSR does not have: a hundredth or two of each range, as most of its steps are.
 LOOK_STEPS = {"amount": 0.02, "threshold": 0.1, "levels": 0.5}
 
 
@@ -42,6 +42,7 @@ class Draw:
         return np.concatenate(values, 1)
 
     def value(self, low: float, high: float, step: float) -> Tensor:
+        """``walk``'s values, ``(clips * frames,)`` float32 on the device."""
         return self.put(self.walk(low, high, step))
 
     def chance(self, probability: float) -> Tensor:
