@@ -1,13 +1,13 @@
 """From clean to low quality: the second-order pipeline of Real-ESRGAN and RealBasicVSR, batched on the device.
 
-blur -> resize -> noise -> JPEG, twice, to the low-resolution size; a real video codec follows (``codec.py``).
+blur -> resize -> noise -> JPEG, twice, to the low-resolution size; some clips are interlaced there, or get film grain,
+halos and the like (``look_draws.py``); a real codec follows (``codec.py``).
 Parameters are drawn once a clip (``consistent``) or walk from frame to frame (``walk``), with RealBasicVSR's steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,20 +16,12 @@ from einops import rearrange
 from torch import Tensor
 
 from .blur_kernels import filter_frames, gaussian_family, sinc
+from .draw import STEPS, Draw, Mode, Range, check_range
+from .interlace import interlaced
 from .jpeg import jpeg
+from .look_draws import LookConfig, give_looks
 
-Mode = Literal["consistent", "walk"]
-Range = tuple[float, float]
 RESIZE_MODES = ("area", "bilinear", "bicubic")
-
-# Largest step per frame in walk mode, uniform in +-step: RealBasicVSR, configs/realbasicvsr_*.py (arXiv 2111.12704).
-STEPS = {"sigma": 0.02, "rotate": 0.31416, "beta_gaussian": 0.05, "beta_plateau": 0.1, "omega": 0.0628,
-         "resize": 0.015, "gaussian": 0.1, "poisson": 0.005, "quality": 3.0}  # fmt: skip
-
-
-def _check_range(name: str, values: Range, most: float) -> None:
-    if not 0 <= values[0] <= values[1] <= most:
-        raise ValueError(f"{name} is {values}; it must rise and lie in 0 to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -59,10 +51,10 @@ class Order:
 
     def __post_init__(self) -> None:
         for name in ("blur", "noise", "compress"):
-            _check_range(name, (0.0, getattr(self, name)), 1.0)
+            check_range(name, (0.0, getattr(self, name)), 1.0)
         limits = {"sigma": 6.0, "resize": 4.0, "gaussian": 255.0, "poisson": 255.0, "quality": 100.0}
         for name, most in limits.items():
-            _check_range(name, getattr(self, name), most)
+            check_range(name, getattr(self, name), most)
 
 
 @dataclass(frozen=True)
@@ -86,10 +78,12 @@ class DegradationConfig:
     """Share of blurs that are sinc kernels."""
     grey: float = 0.4
     """Share of noise that is the same in all channels."""
+    looks: LookConfig = LookConfig()
+    """What comes at the low-resolution size, around the second noise."""
 
     def __post_init__(self) -> None:
         for name in ("mild", "sinc", "grey"):
-            _check_range(name, (0.0, getattr(self, name)), 1.0)
+            check_range(name, (0.0, getattr(self, name)), 1.0)
 
 
 def degrade(
@@ -114,63 +108,37 @@ def degrade(
     if mild:
         parts.append(_resize(rearrange(hr[:mild], "b c t h w -> (b t) c h w"), low, "area"))
     if mild < batch:
-        draw = _Draw(batch - mild, frames, mode, rng, hr.device)
-        x = _round(x, config, config.first, draw, generator, size=None)
-        x = _round(x, config, config.second, draw, generator, size=low)
+        draw = Draw(batch - mild, frames, mode, rng, hr.device)
+        x = _blur(x, config, config.first, draw)
+        x = _resize_walking(x, config.first, draw)
+        x = _noise(x, config, config.first, draw, generator)
+        x = _compress(x, config.first, draw)
+        x = _blur(x, config, config.second, draw)
+        x = _resize(x, low, _any_mode(draw))
+        x = draw.on_some(x, config.looks.interlace, interlaced)
+        x = _noise(x, config, config.second, draw, generator)
+        x = give_looks(x, config.looks, draw, generator)
+        x = _compress(x, config.second, draw)
         parts.append(x)
     lq = (torch.cat(parts) * 255).round().clamp(0, 255) / 255
     return rearrange(lq, "(b t) c h w -> b c t h w", b=batch)
 
 
-class _Draw:
-    """Parameter values ``(clips * frames,)`` on the device: constant over a clip, or a bounded walk."""
-
-    def __init__(self, clips: int, frames: int, mode: Mode, rng: np.random.Generator, device: torch.device) -> None:
-        self.clips, self.frames, self.mode, self.rng, self.device = clips, frames, mode, rng, device
-
-    def walk(self, low: float, high: float, step: float) -> np.ndarray:
-        """``(clips, frames)``: uniform start in [low, high]; in walk mode then uniform steps in +-step, kept inside."""
-        start = self.rng.uniform(low, high, (self.clips, 1))
-        if self.mode == "consistent":
-            return np.repeat(start, self.frames, 1)
-        values = [start]
-        for _ in range(self.frames - 1):
-            values.append(np.clip(values[-1] + self.rng.uniform(-step, step, (self.clips, 1)), low, high))
-        return np.concatenate(values, 1)
-
-    def value(self, low: float, high: float, step: float) -> Tensor:
-        return self.put(self.walk(low, high, step))
-
-    def chance(self, probability: float) -> Tensor:
-        """Bool, constant over a clip."""
-        return self.put(np.repeat(self.rng.random((self.clips, 1)) < probability, self.frames, 1))
-
-    def put(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values.reshape(-1)))
-        tensor = tensor if tensor.dtype == torch.bool else tensor.float()
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+def _blur(x: Tensor, config: DegradationConfig, order: Order, draw: Draw) -> Tensor:
+    return torch.where(draw.chance(order.blur)[:, None, None, None], filter_frames(x, _kernels(config, order, draw)), x)
 
 
-def _round(
-    x: Tensor,
-    config: DegradationConfig,
-    order: Order,
-    draw: _Draw,
-    generator: torch.Generator,
-    size: tuple[int, int] | None,
-) -> Tensor:
-    """Blur, resize (to ``size``, or by a random factor), noise, JPEG: frames ``(S, 3, H, W)``."""
-    x = torch.where(draw.chance(order.blur)[:, None, None, None], filter_frames(x, _kernels(config, order, draw)), x)
-    x = _resize_walking(x, order, draw) if size is None else _resize(x, size, _any_mode(draw))
-    x = torch.where(draw.chance(order.noise)[:, None, None, None], _noisy(x, config, order, draw, generator), x)
+def _noise(x: Tensor, config: DegradationConfig, order: Order, draw: Draw, generator: torch.Generator) -> Tensor:
+    return torch.where(draw.chance(order.noise)[:, None, None, None], _noisy(x, config, order, draw, generator), x)
+
+
+def _compress(x: Tensor, order: Order, draw: Draw) -> Tensor:
     x = x.clamp(0, 1)
     squeezed = jpeg(x, draw.value(*order.quality, STEPS["quality"]))
     return torch.where(draw.chance(order.compress)[:, None, None, None], squeezed, x)
 
 
-def _kernels(config: DegradationConfig, order: Order, draw: _Draw) -> Tensor:
+def _kernels(config: DegradationConfig, order: Order, draw: Draw) -> Tensor:
     """Half the Gaussians isotropic; shapes as Real-ESRGAN mixes them: plain .7, generalised .15, plateau .15."""
     sigma_x = draw.value(*order.sigma, STEPS["sigma"])
     isotropic = draw.chance(0.5)
@@ -187,7 +155,7 @@ def _kernels(config: DegradationConfig, order: Order, draw: _Draw) -> Tensor:
     return torch.where(draw.chance(config.sinc)[:, None, None], ringing, smooth)
 
 
-def _resize_walking(x: Tensor, order: Order, draw: _Draw) -> Tensor:
+def _resize_walking(x: Tensor, order: Order, draw: Draw) -> Tensor:
     """One factor for the whole batch; in walk mode each frame time goes to its own size and back to the first's."""
     factor = draw.walk(*order.resize, STEPS["resize"])[0]
     mode, height, width = _any_mode(draw), x.shape[-2], x.shape[-1]
@@ -205,11 +173,11 @@ def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(x, size=size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
 
 
-def _any_mode(draw: _Draw) -> str:
+def _any_mode(draw: Draw) -> str:
     return RESIZE_MODES[draw.rng.integers(len(RESIZE_MODES))]
 
 
-def _noisy(x: Tensor, config: DegradationConfig, order: Order, draw: _Draw, generator: torch.Generator) -> Tensor:
+def _noisy(x: Tensor, config: DegradationConfig, order: Order, draw: Draw, generator: torch.Generator) -> Tensor:
     """Gaussian or Poisson noise (normal approximation: deviation = scale * sqrt(value / 255)), colour or grey."""
     colour = torch.randn(x.shape, generator=generator, device=x.device)
     grey = colour[:, :1].expand_as(colour)

@@ -11,17 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oasis_core.training import degradations
 from oasis_core.training.blur_kernels import SIZE, filter_frames, gaussian_family, sinc
 from oasis_core.training.degradations import DegradationConfig, Mode, Order, degrade
+from oasis_core.training.draw import LOOK_STEPS, STEPS, Draw
 from oasis_core.training.jpeg import jpeg
+from oasis_core.training.look_draws import LookConfig
 
 from .conftest import textured
 
 PUBLISHED_STEPS = {0.02, 0.31416, 0.05, 0.1, 0.0628, 0.015, 0.005}  # RealBasicVSR; JPEG quality's 3 is ours
 NO_NOISE = DegradationConfig(
-    mild=0, first=replace(DegradationConfig().first, noise=0), second=replace(DegradationConfig().second, noise=0)
+    mild=0,
+    first=replace(DegradationConfig().first, noise=0),
+    second=replace(DegradationConfig().second, noise=0),
+    looks=LookConfig(grain=0),
 )
+EVERY_LOOK = LookConfig(interlace=1, grain=1, phone=1, halo=1, bleed=1, bands=1, rescale=1)
 
 
 def clips(batch: int, frames: int, size: int) -> Tensor:
@@ -139,13 +144,13 @@ def test_walking_clips_are_not() -> None:
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, float, float, float]]:
     """Every parameter drawn from here on: values ``(clips, frames)``, its range, its step."""
     kept = []
-    draw = degradations._Draw.walk
+    walk = Draw.walk
 
-    def record(self: degradations._Draw, low: float, high: float, step: float) -> np.ndarray:
-        kept.append((draw(self, low, high, step), low, high, step))
+    def record(self: Draw, low: float, high: float, step: float) -> np.ndarray:
+        kept.append((walk(self, low, high, step), low, high, step))
         return kept[-1][0]
 
-    monkeypatch.setattr(degradations._Draw, "walk", record)
+    monkeypatch.setattr(Draw, "walk", record)
     return kept
 
 
@@ -158,15 +163,15 @@ def test_consistent_parameters_are_constant(traces: list[tuple[np.ndarray, float
 
 
 def test_walk_takes_the_published_steps(traces: list[tuple[np.ndarray, float, float, float]]) -> None:
-    run(clips(12, 7, 48), 16, "walk")
-    assert {step for *_, step in traces} == PUBLISHED_STEPS | {3.0}
+    run(clips(12, 7, 48), 16, "walk", config=DegradationConfig(mild=0, looks=EVERY_LOOK))
+    assert {step for *_, step in traces} == PUBLISHED_STEPS | {3.0} | set(LOOK_STEPS.values())
     for values, low, high, step in traces:
         moves = np.abs(np.diff(values, axis=1))
         assert 0.6 * step < moves.max() <= step * (1 + 1e-9)
         assert low <= values.min() <= values.max() <= high
     by_name = {"sigma": 0.02, "rotate": 0.31416, "beta_gaussian": 0.05, "beta_plateau": 0.1, "omega": 0.0628}
     by_name |= {"resize": 0.015, "gaussian": 0.1, "poisson": 0.005, "quality": 3.0}
-    assert by_name == degradations.STEPS
+    assert by_name == STEPS
 
 
 @pytest.mark.parametrize(
