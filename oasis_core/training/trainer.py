@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..evaluation.perceptual import STLPIPS
 from ..model import OasisModel
 from ..model.layers import Block
 from ..routing.spec import HeadPattern, RoutingSpec
@@ -22,7 +23,6 @@ from .config import LossWeights, StageConfig, TrainConfig
 from .discriminator import judge
 from .feed import Batch
 from .parallel import Group
-from .perceptual import STLPIPS
 from .state import TrainState, set_learning_rate
 
 log = logging.getLogger(__name__)
