@@ -77,6 +77,12 @@ class VideoReader:
         return None
 
     def __iter__(self) -> Iterator[Frame]:
+        for picture, pts in self.pictures():
+            rgb = torch.from_numpy(to_rgb(picture, self.info.color))
+            yield Frame(upright(rgb, self.info.rotation, self.info.mirrored), pts)
+
+    def pictures(self) -> Iterator[tuple[av.VideoFrame, int]]:
+        """The same as they are stored (any pixel format, not turned), with their time stamps."""
         self.problem = None
         pictures = self._from_images(self.images) if self.images is not None else self._from_video()
         size: tuple[int, int] | None = None
@@ -88,8 +94,7 @@ class VideoReader:
                     f"the {number - 1} frames before it were used"
                 )
                 return
-            rgb = torch.from_numpy(to_rgb(picture, self.info.color))
-            yield Frame(upright(rgb, self.info.rotation, self.info.mirrored), pts)
+            yield picture, pts
 
     def _from_images(self, files: list[Path]) -> Iterator[tuple[av.VideoFrame, int]]:
         for number, file in enumerate(files):
