@@ -42,8 +42,8 @@ class WarpError:
     def _motion(self, gray: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where in the frame before each pixel was (columns, rows, float32), and whether both frames see it."""
         height, width = gray.shape
-        there = self._flow.calc(gray, before, None)
-        back = self._flow.calc(before, gray, None)
+        there = self._flow.calc(gray, before, None)  # type: ignore[call-overload]  # no first guess; the stubs forbid it
+        back = self._flow.calc(before, gray, None)  # type: ignore[call-overload]
         rows, columns = np.mgrid[:height, :width].astype(np.float32)
         x, y = columns + there[..., 0], rows + there[..., 1]
         back = cv2.remap(back, x, y, cv2.INTER_LINEAR)

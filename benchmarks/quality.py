@@ -1,0 +1,138 @@
+"""The README's quality table: python benchmarks/quality.py DATA_DIR [--settings real mild walk] [--fidelity 0 0.5 1]
+
+Upscales each clip ``DATA_DIR/lq/SETTING/*`` four times, as ``oasis upscale`` does, scores it against the clip of the same name
+in ``DATA_DIR/gt`` and prints the mean of each setting above the baselines of ``DATA_DIR/scores.json`` (scores by baseline, clip
+and measure, of the setting that its "setting" names). Needs the extra ``[evaluate]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from oasis_core.checkpoints import EMBEDDED, load_checkpoint, resolve
+from oasis_core.cli.device import choose_device, choose_dtype
+from oasis_core.evaluation import report
+from oasis_core.evaluation.clips import ClipFile, pair_clips
+from oasis_core.evaluation.score import Judge
+from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.video_io import VideoReader
+
+SCALE = 4.0
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    pairs = {setting: pair_clips(args.data / "gt", args.data / "lq" / setting) for setting in args.settings}
+    device = choose_device(args.device)
+    weights = resolve(args.model)
+    checkpoint = load_checkpoint(weights, device, choose_dtype(args.dtype, device))
+    upscalers = {
+        row_name(checkpoint.config.name, fidelity, args.fidelity): Upscaler(
+            checkpoint.model, checkpoint.routing, UpscaleSettings(scale=SCALE, fidelity=fidelity)
+        )
+        for fidelity in args.fidelity
+    }
+    judge, results, baselines = Judge(), {}, {}
+    for setting, clips in pairs.items():
+        results[setting] = {
+            name: measured(judge, upscaler, clips, args.frames, f"{setting}, {name}")
+            for name, upscaler in upscalers.items()
+        }
+        baselines[setting] = known(args.data / "scores.json", setting, list(clips))
+        print_table(setting, {name: r["mean"] for name, r in results[setting].items()}, baselines[setting])
+    if args.json is not None:
+        facts = about(sys.argv[1:] if argv is None else argv, args, weights, device)
+        whole = {**facts, "settings": results, "baselines": baselines}
+        args.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA_DIR")
+    parser.add_argument("--model", default=EMBEDDED, help=f"checkpoint file or embedded model (default {EMBEDDED})")
+    parser.add_argument("--settings", nargs="+", default=["real"], help="folders of DATA_DIR/lq (default real)")
+    parser.add_argument("--frames", type=int, help="only the first frames of each clip")
+    parser.add_argument("--fidelity", type=float, nargs="+", default=[UpscaleSettings.fidelity])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; scores are always the CPU's")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there, with commit and device")
+    return parser.parse_args(argv)
+
+
+def row_name(model: str, fidelity: float, asked: list[float]) -> str:
+    return model if len(asked) == 1 else f"{model}, fidelity {fidelity:g}"
+
+
+def measured(
+    judge: Judge, upscaler: Upscaler, clips: dict[str, tuple[Path, Path]], frames: int | None, title: str
+) -> dict[str, Any]:
+    """Scores of each clip and their mean."""
+    scores = {
+        name: judge.score(list(islice(ClipFile(truth), frames)), upscaled(upscaler, low, frames))
+        for name, (truth, low) in tqdm(clips.items(), desc=title, unit="clip", disable=None)
+    }
+    return {"clips": scores, "mean": report.mean(scores.values())}
+
+
+def upscaled(upscaler: Upscaler, path: Path, frames: int | None) -> list[np.ndarray]:
+    """The clip's frames ``(H, W, 3)`` uint8, rounded as a lossless file would have them."""
+    low = (frame.rgb for frame in islice(VideoReader(path), frames))
+    return [
+        np.rint(frame.clamp(0, 1).numpy() * 255).astype(np.uint8) for part in upscaler.stream(low) for frame in part
+    ]
+
+
+def known(path: Path, setting: str, clips: list[str]) -> dict[str, dict[str, float]]:
+    """Means of the baselines that were scored on this setting and on all of these clips."""
+    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if data.get("setting") != f"lq/{setting}":
+        return {}
+    baselines = {name: report.clip_scores(place) for name, place in data.items()}
+    return {
+        name: report.mean_of(scores, clips, name) for name, scores in baselines.items() if set(clips) <= set(scores)
+    }
+
+
+def print_table(setting: str, ours: dict[str, dict[str, float]], baselines: dict[str, dict[str, float]]) -> None:
+    rows = {**ours, **baselines}
+    width = max(map(len, rows))
+    print(f"lq/{setting}, mean of all clips")
+    print(report.table_head(width))
+    for name, mean in rows.items():
+        print(report.table_row(name, mean, width), flush=True)
+
+
+def about(argv: list[str], args: argparse.Namespace, weights: Path, device: torch.device) -> dict[str, Any]:
+    """When, what and where; folders of this machine are left out."""
+    words = ["DATA_DIR" if a == str(args.data) else Path(a).name for a in argv]
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    machine = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.system()} {platform.machine()}"
+    )
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "command": " ".join(["python benchmarks/quality.py", *words]),
+        "weights": {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
+        "device": f"{machine}, {device.type}, {args.dtype}",
+        "torch": torch.__version__,
+        "what": f"x{SCALE:g}, scores by setting, row and clip; baselines: means of all frames as scores.json has them",
+    }
+
+
+if __name__ == "__main__":
+    main()
