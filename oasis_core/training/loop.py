@@ -98,7 +98,8 @@ def _start(config: TrainConfig) -> tuple[OasisModel, RoutingSpec | None]:
         return model, None
     loaded = load_checkpoint(Path(config.start_from))
     asked = config.model
-    if dataclasses.replace(loaded.config, name=asked.name, faithful_timestep=asked.faithful_timestep) != asked:
+    free = {"faithful_timestep": asked.faithful_timestep, "fidelity_curve": asked.fidelity_curve}
+    if dataclasses.replace(loaded.config, name=asked.name, **free) != asked:  # type: ignore[arg-type]
         raise ValueError(f"{config.start_from} is of another model config than this run's [model]")
     model.load_state_dict(loaded.model.state_dict())
     return model, loaded.routing
