@@ -63,7 +63,7 @@ class Trainer:
             state.routing.depth, state.routing.heads, HeadPattern.GLOBAL, state.routing.window
         )
         self.restore = _RestoreClips(state.model, state.routing if stage.routed else everywhere)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not self.config.checkpoint_blocks:
             sample = upsample(batch.lr, batch.hr.shape[-1]), state.model.dit.timestep(0.0, self.device)
             self.restore = _as_graph(self.restore, sample)
 
@@ -85,9 +85,9 @@ class Trainer:
             total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         state.optimizer.zero_grad(set_to_none=True)
         state.guard.scale(total).backward()
-        self.group.average_gradients(state.model.parameters())
+        self.group.average_gradients(state.trained)
         state.guard.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_gradient)
+        norm = torch.nn.utils.clip_grad_norm_(state.trained, self.config.clip_gradient)
         state.guard.step(state.optimizer)
         state.guard.update()
         if adversary is not None:
