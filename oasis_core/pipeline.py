@@ -27,6 +27,8 @@ AUTO_TILE = 1280
 quadratic cost of whole-frame heads."""
 CHUNK_OVERLAP = 2
 """Latent frames that chunks share where nothing is said (DESIGN section 6)."""
+DEFAULT_FIDELITY = 0.5
+"""Fidelity where nothing is said, in models that have the control."""
 TILE_OVERLAP = 128
 """Output pixels that tiles share where nothing is said."""
 WHOLE_FRAME = 1920 * 1088
@@ -50,8 +52,8 @@ class UpscaleSettings:
     """Target width in pixels; alone, the height keeps the aspect ratio."""
     height: int | None = None
     """Target height in pixels."""
-    fidelity: float = 0.0
-    """0: all detail that the model invents; 1: faithful to the input (models trained with that control)."""
+    fidelity: float | None = None
+    """0: all detail that the model invents; 1: faithful to the input; None: the middle, in models that have the control."""
     color: ColorMethod = ColorMethod.WAVELET
     """Colour correction against the input."""
     chunk_frames: int = 16
@@ -88,8 +90,10 @@ class Upscaler:
             raise ValueError(
                 f"model patch is {model.config.patch}; streaming needs one latent frame per token (1, p, p)"
             )
-        model.config.timestep_at(settings.fidelity)
         self.model, self.routing, self.settings = model, routing, settings
+        controlled = model.config.faithful_timestep is not None
+        self.fidelity = settings.fidelity if settings.fidelity is not None else DEFAULT_FIDELITY * controlled
+        model.config.timestep_at(self.fidelity)
         self.chunk = latent_length(settings.chunk_frames, model.config.unshuffle[0])
         """Latent frames in a chunk."""
         asked = settings.chunk_overlap
@@ -202,12 +206,12 @@ class Upscaler:
         overlap = min(round(asked / pixels), max(0, tile - 1))
         tiles = plan_tiles(height, width, tile, overlap)
         if len(tiles) == 1:
-            return self.model.restore(z_l, self.routing, poll, s.fidelity)
+            return self.model.restore(z_l, self.routing, poll, self.fidelity)
         blended = OverlapAdd(z_l, *z_l.shape[3:])
         for rows, columns in tiles:
             y, x = rows.times(config.patch[1]), columns.times(config.patch[2])
             cut = z_l[..., y.start : y.stop, x.start : x.stop]
-            piece = self.model.restore(cut, self.routing, poll, s.fidelity)
+            piece = self.model.restore(cut, self.routing, poll, self.fidelity)
             blended.add(piece, y, x, overlap * config.patch[1])
         return blended.result()
 

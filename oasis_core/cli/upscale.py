@@ -5,22 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import time
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints import EMBEDDED, load_checkpoint, resolve
 from ..color import ColorMethod
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.spec import RoutingSpec
-from ..video_io import CODECS, VideoReader, VideoWriter, WriterSettings
-from ..video_io.writer import as_fraction, check_target
+from ..video_io import CODECS, VideoReader, WriterSettings
+from ..video_io.writer import as_fraction
+from ..video_job import Done, upscale_video
 from .device import choose_device, choose_dtype
 
 INCOMPLETE = 2
@@ -42,22 +39,6 @@ class Job:
     fps: Fraction | None = None
 
 
-@dataclass(frozen=True)
-class Done:
-    """What a job came to."""
-
-    frames: int
-    width: int
-    height: int
-    seconds: float
-    problem: str | None
-    """One line where the input broke off."""
-
-    def __str__(self) -> str:
-        rate = self.frames / self.seconds
-        return f"{self.frames} frames, {self.width}x{self.height}, {self.seconds:.1f} s, {rate:.2f} frames per second"
-
-
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = commands.add_parser("upscale", help="upscale a video")
@@ -72,7 +53,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--color", default=ColorMethod.WAVELET.value, help=f"colour correction: {methods} (default wavelet)"
     )
     parser.add_argument(
-        "--fidelity", type=float, default=UpscaleSettings.fidelity, help="0: most detail; 1: most faithful to the input"
+        "--fidelity",
+        type=float,
+        help="0: most detail; 1: most faithful to the input (default 0.5, where the model can)",
     )
     parser.add_argument("--chunk", type=int, default=16, help="frames that the transformer sees at once (default 16)")
     parser.add_argument("--overlap", type=int, help="latent frames that chunks share and cross-fade (default 2)")
@@ -122,29 +105,14 @@ def upscale(job: Job) -> Done:
     Raises:
         ValueError, OSError: bad input, one line.
     """
-    if job.source.exists() and job.target.exists() and job.source.samefile(job.target):
-        raise ValueError(f"output is the input itself ({job.target}); give another file")
     reader = VideoReader(job.source, job.fps)
     device = choose_device(job.device)
     checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
     routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
     upscaler = Upscaler(checkpoint.model, routing, job.settings)
-    geometry = upscaler.geometry(reader.info.height, reader.info.width)
-    check_target(job.target, geometry.out_w, geometry.out_h, job.writer)
-    stamps: deque[int] = deque()
+    with tqdm(total=reader.info.frames, unit="frame", disable=None) as bar:
 
-    def frames() -> Iterator[Tensor]:
-        for frame in reader:
-            stamps.append(frame.pts)
-            yield frame.rgb
+        def advance(done: int, total: int | None) -> None:
+            bar.update(done - bar.n)
 
-    began, count = time.monotonic(), 0
-    with (
-        VideoWriter(job.target, geometry.out_w, geometry.out_h, reader.info, job.writer, job.source) as writer,
-        tqdm(total=reader.info.frames, unit="frame", disable=None) as bar,
-    ):
-        for part in upscaler.stream(frames(), reader.info.frames):
-            writer.write(part, [stamps.popleft() for _ in part])
-            count += len(part)
-            bar.update(len(part))
-    return Done(count, geometry.out_w, geometry.out_h, time.monotonic() - began, reader.problem)
+        return upscale_video(reader, job.target, upscaler, job.writer, advance)

@@ -63,6 +63,8 @@ class OasisConfig:
     """The one timestep, as the network sees it (0 to 1000)."""
     faithful_timestep: float | None = None
     """The timestep of fidelity 1, in models that are trained to be asked for less invention; None: no such control."""
+    fidelity_curve: float = 1.0
+    """The timestep moves by fidelity to this power: measured after training, so that equal steps look equal."""
     sigma: float = 1.0
     """Step length of z_H = z_L - sigma * v."""
     decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
@@ -78,15 +80,16 @@ class OasisConfig:
                 raise ValueError(f"model {name} is {value!r}; it must be three whole numbers of at least 1")
         if type(self.context_length) is not int or self.context_length < 0:
             raise ValueError(f"model context_length is {self.context_length!r}; it must be 0 (none) or more")
-        for name in ("rope_theta", "timestep", "sigma"):
+        for name in ("rope_theta", "timestep", "sigma", "fidelity_curve"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not math.isfinite(value):
                 raise ValueError(f"model {name} is {value!r}; it must be a finite number")
         faithful = self.faithful_timestep
         if faithful is not None and (type(faithful) not in (int, float) or not math.isfinite(faithful)):
             raise ValueError(f"model faithful_timestep is {faithful!r}; it must be a finite number, or none")
-        if self.rope_theta <= 0:
-            raise ValueError(f"model rope_theta is {self.rope_theta}; it must be above 0")
+        for name in ("rope_theta", "fidelity_curve"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model {name} is {getattr(self, name)}; it must be above 0")
         if not isinstance(self.decoder, PixelDecoderConfig):
             raise ValueError(f"model decoder is {self.decoder!r}; it must be the sizes of a pixel decoder")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -119,8 +122,9 @@ class OasisConfig:
     def timestep_at(self, fidelity: float) -> float:
         """The timestep that asks for ``fidelity``: 0 (all detail that the model invents) to 1 (faithful to the input).
 
-        Linear between ``timestep`` and ``faithful_timestep``: a conditional one-step restorer, whose modulation tells it
-        where between perception and distortion to stand (the idea of CFSNet, arXiv 1904.00634, by the DiT's own means).
+        ``timestep + fidelity ** fidelity_curve * (faithful_timestep - timestep)``: a conditional one-step restorer, whose
+        modulation tells it where between perception and distortion to stand (the idea of CFSNet, arXiv 1904.00634, by
+        the DiT's own means).
 
         Raises:
             ValueError: outside [0, 1], or above 0 for a model without the control.
@@ -131,7 +135,7 @@ class OasisConfig:
             return self.timestep
         if self.faithful_timestep is None:
             raise ValueError(f"fidelity is {fidelity}, but model {self.name!r} was trained without it; set it to 0")
-        return self.timestep + fidelity * (self.faithful_timestep - self.timestep)
+        return self.timestep + fidelity**self.fidelity_curve * (self.faithful_timestep - self.timestep)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; ``from_dict`` reads them back to an equal config."""

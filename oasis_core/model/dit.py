@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..attention import TokenGrid, routed_attention
 from ..routing.spec import RoutingSpec
@@ -34,6 +35,8 @@ class DiT(nn.Module):
         )
         pt, ph, pw = config.patch
         self.head = Head(dim, pt * ph * pw * c)
+        self.checkpoint_blocks = False
+        """Training: keep only each block's input, and compute the block again in the backward pass."""
         self.context = nn.Parameter(torch.zeros(1, config.context_length, dim)) if config.context_length else None
 
     def init_weights(self) -> None:
@@ -101,15 +104,34 @@ class DiT(nn.Module):
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
         time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
         x = self.tokens(z)
-        for layer, (block, patterns) in enumerate(zip(self.blocks, routing.layers, strict=True)):
+        for layer in range(self.config.depth):
             if poll is not None:
                 poll()
-            q, k, v = block.before(x, modulation, rope)  # type: ignore[operator]
-            if observe is not None:
-                observe(layer, q, k, grid)
-            attended = routed_attention(q, k, v, grid, patterns, routing.window)
-            x = block.after(x, attended, modulation, self.context)  # type: ignore[operator]
+            rest = (layer, modulation, rope, grid, routing, observe)
+            x = (
+                checkpoint(self._block, x, *rest, use_reentrant=False)
+                if self.checkpoint_blocks
+                else self._block(x, *rest)
+            )
         pt, ph, pw = self.config.patch
         return rearrange(
             self.head(x, time), "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=grid.t, h=grid.h, p=pt, q=ph, r=pw
         )
+
+    def _block(
+        self,
+        x: Tensor,
+        layer: int,
+        modulation: Tensor,
+        rope: tuple[Tensor, Tensor],
+        grid: TokenGrid,
+        routing: RoutingSpec,
+        observe: Observer | None,
+    ) -> Tensor:
+        """The residual stream ``(B, L, dim)`` after block ``layer``."""
+        block = self.blocks[layer]
+        q, k, v = block.before(x, modulation, rope)  # type: ignore[operator]
+        if observe is not None:
+            observe(layer, q, k, grid)
+        attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window)
+        return block.after(x, attended, modulation, self.context)  # type: ignore[operator]

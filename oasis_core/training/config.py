@@ -123,6 +123,11 @@ class TrainConfig:
     seed: int = 0
     ema: float = 0.999
     """Decay of the exponential moving average of the weights, per step."""
+    lora_rank: int = 0
+    """0: every weight is trained. Above: the transformer's linear layers only through adapters of that rank."""
+    checkpoint_blocks: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest again: large models, a quarter more time.
+    The network then runs without CUDA graphs."""
     discriminator_width: int = 48
     discriminator_lr: float = 2e-4
     clip_gradient: float = 1.0
@@ -132,6 +137,8 @@ class TrainConfig:
     licence: str = "Apache-2.0"
 
     def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be 0 (train every weight) or more")
         if not self.stages:
             raise ValueError("the training config has no [[stages]]")
         if any(s.faithful for s in self.stages) and self.model.faithful_timestep is None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
-from pathlib import Path
-
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .codec import to_rgb
+from .library import Library
 
 STILL_SHARE = 0.6
 """Share of samples made from still photographs: they carry most of the crisp texture."""
@@ -34,45 +27,13 @@ EDGE_CELL = 32
 
 
 class ClipStore:
-    """Clips ``(T, H, W, 3)`` and stills ``(H, W, 3)``, uint8 on ``device``.
+    """Clips ``(T, H, W, 3)`` and stills ``(H, W, 3)``, uint8 on ``device``."""
 
-    Reads ``folder/clips/*.mp4`` and ``folder/images/*.jpg``.
-
-    Args:
-        drop: glob patterns of file names to leave out.
-        licence: regular expression that column 3 of ``folder/LICENCES.tsv`` must match for a file to be used.
-        limit: at most this many of each kind (tests).
-
-    Raises:
-        FileNotFoundError: nothing to read.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        device: torch.device,
-        drop: Iterable[str] = (),
-        licence: str | None = None,
-        limit: int | None = None,
-    ) -> None:
-        allowed = _licensed(folder, licence) if licence else None
-        kept = {}
-        for kind, pattern in (("clips", "*.mp4"), ("images", "*.jpg")):
-            files = sorted((folder / kind).glob(pattern))
-            files = [f for f in files if not any(fnmatch(f.name, d) for d in drop)]
-            kept[kind] = [f for f in files if allowed is None or f"{kind}/{f.name}" in allowed][:limit]
-        if not kept["clips"] and not kept["images"]:
-            raise FileNotFoundError(f"no training data in {folder}: expected clips/*.mp4 and images/*.jpg")
+    def __init__(self, library: Library, device: torch.device) -> None:
         self.device = device
-        with ThreadPoolExecutor() as pool:
-            self.clips = [torch.from_numpy(x).to(device) for x in pool.map(read_clip, kept["clips"])]
-            self.stills = [torch.from_numpy(x[0]).to(device) for x in pool.map(read_clip, kept["images"])]
+        self.clips, self.stills = library.on(device)
         self._clip_edges = [edge_map(clip[len(clip) // 2]) for clip in self.clips]
         self._still_edges = [edge_map(still) for still in self.stills]
-
-    def __str__(self) -> str:
-        size = sum(x.numel() for x in [*self.clips, *self.stills]) / 2**30
-        return f"{len(self.clips)} clips, {len(self.stills)} stills, {size:.1f} GiB on {self.device}"
 
     def sample(self, batch: int, frames: int, size: int, rng: np.random.Generator) -> Tensor:
         """Random crops ``(B, 3, frames, size, size)``, float in [0, 1], on the device; repeatable by ``rng``."""
@@ -144,18 +105,6 @@ def textured_corner(edges: np.ndarray, height: int, width: int, side: int, rng: 
         return float(edges[y : y + cells, x : x + cells].mean())
 
     return max(corners, key=strength)
-
-
-def read_clip(path: Path) -> np.ndarray:
-    """All frames of a video or image: ``(T, H, W, 3)`` uint8."""
-    with av.open(str(path)) as container:
-        return np.stack([to_rgb(f) for f in container.decode(video=0)])
-
-
-def _licensed(folder: Path, pattern: str) -> set[str]:
-    lines = (folder / "LICENCES.tsv").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
-    return {r[0] for r in rows if len(r) >= 3 and re.search(pattern, r[2])}
 
 
 def _camera_path(frames: int, extent: float, side: int, rng: np.random.Generator) -> Tensor:

@@ -6,6 +6,7 @@ of its launch rate (measured: 265 ms a step instead of what the GPU needs).
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import queue
 import threading
@@ -25,6 +26,9 @@ from .codec import draw_codec, round_trip
 from .config import POOL, TrainConfig
 from .data import ClipStore
 from .degradations import degrade
+from .library import Library
+
+log = logging.getLogger(__name__)
 
 AHEAD = 3
 """Batches that each worker may be ahead of the trainer."""
@@ -49,9 +53,9 @@ class Batch:
 class BatchMaker:
     """Makes batch ``index`` of a run: it depends on (config, index, rank) alone, so a run resumes exactly."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0) -> None:
+    def __init__(self, config: TrainConfig, library: Library, device: torch.device, rank: int = 0) -> None:
         self.config, self.device, self.rank = config, device, rank
-        self.store = ClipStore(Path(config.data), device, config.drop, config.use_licences)
+        self.store = ClipStore(library, device)
         self.codecs = ThreadPoolExecutor(CODEC_THREADS)
 
     def make(self, index: int) -> tuple[Tensor, Tensor]:
@@ -92,11 +96,13 @@ class Feed:
         self._processes: list[Any] = []
         self._made: list[Any] = []
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
+        self._library = Library.read(Path(config.data), config.drop, config.use_licences)
+        log.info("data: %s", self._library)
         if workers:
             context = torch.multiprocessing.get_context("spawn")
             for k in range(workers):
                 made = context.Queue(maxsize=AHEAD)
-                args = (config, str(device), rank, self._order[k::workers], made)
+                args = (config, self._library, str(device), rank, self._order[k::workers], made)
                 self._processes.append(context.Process(target=_work, args=args, daemon=True))
                 self._made.append(made)
             for process in self._processes:
@@ -123,7 +129,7 @@ class Feed:
             yield turned(self._kept.pop(source) if last else self._kept[source], turn)
 
     def _made_here(self) -> Iterator[Batch]:
-        maker = BatchMaker(self.config, self.device, self.rank)
+        maker = BatchMaker(self.config, self._library, self.device, self.rank)
         for index in self._order:
             yield _to_device(maker.make(index), self.device)
 
@@ -180,13 +186,13 @@ def _to_device(made: tuple[Tensor, Tensor], device: torch.device) -> Batch:
     return Batch(lr, hr)
 
 
-def _work(config: TrainConfig, device: str, rank: int, indices: list[int], made: Any) -> None:
+def _work(config: TrainConfig, library: Library, device: str, rank: int, indices: list[int], made: Any) -> None:
     """A worker's life: make its batches, put them in the queue; tell of a failure instead of dying silently."""
     torch.set_num_threads(1)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     try:
-        maker = BatchMaker(config, torch.device(device), rank)
+        maker = BatchMaker(config, library, torch.device(device), rank)
         for index in indices:
             made.put(maker.make(index))
     except Exception as e:

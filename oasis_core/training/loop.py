@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import time
@@ -19,6 +20,7 @@ from ..routing.spec import HeadPattern, RoutingSpec
 from .config import TrainConfig
 from .feed import Batch, Feed
 from .parallel import Group, join, leave
+from .plot import plot_log
 from .state import TrainState, learning_rate
 from .trainer import Trainer, upsample
 
@@ -80,12 +82,14 @@ def _run(
             if state.step % config.save_every == 0 and group.leads:
                 state.save(out / "state.pt")
                 save_preview(out / f"preview_{state.step:06d}.png", state, batch)
+                save_plot(out)
             look = group.world == 1 or state.step % CLOCK_EVERY == 0
             if seconds is not None and look and group.share(time.monotonic() - began > seconds):
                 break
     if group.leads:
         state.save(out / "state.pt")
         write_weights(config, state)
+        save_plot(out)
     group.wait()
     return weights_path(config)
 
@@ -98,7 +102,8 @@ def _start(config: TrainConfig) -> tuple[OasisModel, RoutingSpec | None]:
         return model, None
     loaded = load_checkpoint(Path(config.start_from))
     asked = config.model
-    if dataclasses.replace(loaded.config, name=asked.name, faithful_timestep=asked.faithful_timestep) != asked:
+    free = {"faithful_timestep": asked.faithful_timestep, "fidelity_curve": asked.fidelity_curve}
+    if dataclasses.replace(loaded.config, name=asked.name, **free) != asked:  # type: ignore[arg-type]
         raise ValueError(f"{config.start_from} is of another model config than this run's [model]")
     model.load_state_dict(loaded.model.state_dict())
     return model, loaded.routing
@@ -132,6 +137,16 @@ def save_preview(path: Path, state: TrainState, batch: Batch, clips: int = 4) ->
     rows = torch.stack([(pixels + 1) / 2, sr, batch.hr[:clips].float()])[:, :, :, middle]
     picture = rearrange(rows, "k b c h w -> (b h) (k w) c").clamp(0, 1).mul(255).round().byte().cpu().numpy()
     Image.fromarray(picture).save(path)
+
+
+def save_plot(out: Path) -> None:
+    """``log.png``, where there is a line to draw and matplotlib to draw it with."""
+    if not (out / "log.jsonl").is_file():
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        log.info("no log.png: it needs matplotlib (pip install oasis[train])")
+        return
+    plot_log(out / "log.jsonl", out / "log.png")
 
 
 def weights_path(config: TrainConfig) -> Path:

@@ -13,6 +13,7 @@ from ..model import OasisModel
 from ..routing.spec import HeadPattern, RoutingSpec
 from .config import StageConfig, TrainConfig
 from .discriminator import UNetDiscriminator
+from .lora import add_adapters, merged
 
 
 class TrainState:
@@ -24,13 +25,18 @@ class TrainState:
         """``routing``: of a model that starts from a specialised checkpoint; None: dense until calibrated."""
         self.model = model.to(device).train().requires_grad_(True)
         self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        if config.lora_rank:
+            add_adapters(self.model, config.lora_rank)
+        self.model.dit.checkpoint_blocks = config.checkpoint_blocks
+        self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        """The average of every weight that is trained."""
         self.adversary = UNetDiscriminator(config.discriminator_width).to(device)
         self.adversary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fused = device.type == "cuda"
         # Betas of Real-ESRGAN's Adam; decay on matrices only.
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        matrices = [p for p in self.trained if p.ndim >= 2]
+        vectors = [p for p in self.trained if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
             lr=1e-4, betas=(0.9, 0.99), fused=fused,
@@ -51,13 +57,16 @@ class TrainState:
     def update_ema(self, decay: float) -> None:
         """Average the weights; early steps use a shorter memory so that the average is never of the start."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        averages, current = list(self.ema.values()), [p.detach() for p in self.model.parameters()]
+        averages, current = list(self.ema.values()), [p.detach() for p in self.trained]
         torch._foreach_lerp_(averages, current, 1 - decay)
 
     def averaged_model(self) -> OasisModel:
-        """A copy of the model with the averaged weights, in eval mode, on its device."""
-        copy = OasisModel(self.model.config).to(next(self.model.parameters()).device)
-        copy.load_state_dict(self.ema)
+        """A plain copy of the model with the averaged weights (adapters added in), in eval mode, on its device."""
+        with torch.device("meta"):
+            copy = OasisModel(self.model.config)
+        averaged = {**self.model.state_dict(), **self.ema}
+        plain = {name: t.detach().clone() for name, t in merged(self.model, averaged).items()}
+        copy.load_state_dict(plain, assign=True)
         return copy.eval().requires_grad_(False)
 
     def save(self, path: Path) -> None:

@@ -63,7 +63,7 @@ class Trainer:
             state.routing.depth, state.routing.heads, HeadPattern.GLOBAL, state.routing.window
         )
         self.restore = _RestoreClips(state.model, state.routing if stage.routed else everywhere)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not self.config.checkpoint_blocks:
             sample = upsample(batch.lr, batch.hr.shape[-1]), state.model.dit.timestep(0.0, self.device)
             self.restore = _as_graph(self.restore, sample)
 
@@ -78,16 +78,16 @@ class Trainer:
         weights = stage.loss.at(fidelity, ramp=min(1.0, (offset + 1) / stage.ramp) if stage.ramp else 1.0)
         set_learning_rate(state.optimizer, lr)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            timestep = state.model.dit.timestep(fidelity, self.device)
+            timestep = state.model.dit.timestep(fidelity ** (1 / self.config.model.fidelity_curve), self.device)
             sr = (self.restore(upsample(batch.lr, batch.hr.shape[-1]), timestep).float() + 1) / 2
             terms = self.terms(sr, batch.hr, weights)
             adversary = self.adversarial_terms(sr, batch.hr, terms) if weights.adversarial else None
             total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         state.optimizer.zero_grad(set_to_none=True)
         state.guard.scale(total).backward()
-        self.group.average_gradients(state.model.parameters())
+        self.group.average_gradients(state.trained)
         state.guard.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_gradient)
+        norm = torch.nn.utils.clip_grad_norm_(state.trained, self.config.clip_gradient)
         state.guard.step(state.optimizer)
         state.guard.update()
         if adversary is not None:
@@ -174,7 +174,10 @@ def pixel_terms(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def draw_fidelity(share: float, generator: torch.Generator) -> float:
-    """0 but for ``share`` of the draws; those are 1 in half of the cases, else one of ``FIDELITIES`` steps."""
+    """0 but for ``share`` of the draws; those are 1 in half of the cases, else one of ``FIDELITIES`` steps.
+
+    On the timestep's scale, before ``fidelity_curve``: a curve that was measured stays right in later training.
+    """
     chance, end, level = torch.rand(3, generator=generator).tolist()
     if chance >= share:
         return 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oasis_core.training.data import ClipStore, _camera_path, edge_map, textured_corner
+from oasis_core.training.library import Library
 
 from .conftest import CLIPS, LENGTH, STILLS
 
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def store(data: Path) -> ClipStore:
-    return ClipStore(data, CPU)
+    return ClipStore(Library.read(data), CPU)
 
 
 def seeded(seed: int = 0) -> np.random.Generator:
@@ -32,14 +33,14 @@ def test_reads_everything_as_uint8(store: ClipStore) -> None:
 
 
 def test_filters(data: Path) -> None:
-    assert len(ClipStore(data, CPU, drop=["pan_*"]).clips) == 0
-    assert len(ClipStore(data, CPU, licence="^(?!.*GPL)").clips) == CLIPS - 1
-    assert len(ClipStore(data, CPU, limit=1).stills) == 1
+    assert len(ClipStore(Library.read(data, drop=["pan_*"]), CPU).clips) == 0
+    assert len(ClipStore(Library.read(data, licence="^(?!.*GPL)"), CPU).clips) == CLIPS - 1
+    assert len(ClipStore(Library.read(data, limit=1), CPU).stills) == 1
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no training data"):
-        ClipStore(tmp_path, CPU)
+        ClipStore(Library.read(tmp_path), CPU)
 
 
 @pytest.mark.parametrize(("frames", "size"), [(1, 32), (3, 64), (5, 96)])
@@ -58,12 +59,12 @@ def test_same_seed_same_batch(store: ClipStore) -> None:
 
 
 def test_long_samples_of_short_clips_repeat_the_last_frame(data: Path) -> None:
-    x = ClipStore(data, CPU, drop=["still_*"]).sample(2, LENGTH + 3, 32, seeded())
+    x = ClipStore(Library.read(data, drop=["still_*"]), CPU).sample(2, LENGTH + 3, 32, seeded())
     assert x.shape[2] == LENGTH + 3
 
 
 def test_clip_crops_are_parts_of_the_clip(data: Path) -> None:
-    store = ClipStore(data, CPU, drop=["still_*", "pan_1*"])
+    store = ClipStore(Library.read(data, drop=["still_*", "pan_1*"]), CPU)
     x = store._from_clip(1, 96, seeded())  # as high as the clip: only the columns are free
     clip = store.clips[0].permute(0, 3, 1, 2) / 255
     assert min(float((clip[..., k : k + 96] - x).abs().amax((1, 2, 3)).min()) for k in range(33)) == 0
@@ -75,7 +76,7 @@ def laplacian(x: Tensor) -> float:
 
 
 def test_stills_move_smoothly_and_stay_sharp(data: Path) -> None:
-    store = ClipStore(data, CPU, drop=["pan_*"])
+    store = ClipStore(Library.read(data, drop=["pan_*"]), CPU)
     rng = seeded()
     moved = [store._from_still(5, 64, rng) for _ in range(12)]
     steps = torch.stack([x.diff(dim=0).abs().mean((1, 2, 3)) for x in moved])

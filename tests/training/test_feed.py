@@ -91,9 +91,15 @@ def test_processes_see_batches_of_their_own(config: TrainConfig) -> None:
         assert not torch.equal(next(iter(feed)).hr, batches(config, stop=1)[0].hr)
 
 
-def test_a_worker_that_fails_says_why(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_worker_that_fails_says_why(config: TrainConfig) -> None:
+    nowhere = torch.device("meta")  # holds no values: the worker cannot sample from it
     with (
-        Feed(replace(config, data=str(tmp_path)), CPU, start=0, stop=2, workers=1) as feed,
-        pytest.raises(RuntimeError, match="no training data"),
+        Feed(config, nowhere, start=0, stop=2, workers=1) as feed,
+        pytest.raises(RuntimeError, match="a data worker failed: NotImplementedError"),
     ):
         next(iter(feed))
+
+
+def test_no_data_is_said_before_anything_starts(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no training data"):
+        Feed(replace(config, data=str(tmp_path)), CPU, start=0, stop=2, workers=1)

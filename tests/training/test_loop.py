@@ -7,6 +7,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -46,6 +47,7 @@ def test_the_loss_falls(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     loop.train(config(data, tmp_path / "out", stages=(stage,)), CPU)
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["pixel"] < 0.97 * lines[0]["pixel"]
+    assert cv2.imread(str(tmp_path / "out" / "log.png")).std() > 5, "the log's picture is empty"
 
 
 def test_resuming_equals_running_through(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
