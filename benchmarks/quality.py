@@ -14,6 +14,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     pairs = {setting: pair_clips(args.data / "gt", args.data / "lq" / setting) for setting in args.settings}
     device = choose_device(args.device)
     weights = resolve(args.model)
-    checkpoint = load_checkpoint(weights, device, choose_dtype(args.dtype, device))
+    dtype = choose_dtype(args.dtype, device)
+    checkpoint = load_checkpoint(weights, device, dtype)
     upscalers = {
         row_name(checkpoint.config.name, fidelity, args.fidelity): Upscaler(
             checkpoint.model, checkpoint.routing, UpscaleSettings(scale=SCALE, fidelity=fidelity)
@@ -52,9 +54,13 @@ def main(argv: list[str] | None = None) -> None:
             for name, upscaler in upscalers.items()
         }
         baselines[setting] = known(args.data / "scores.json", setting, list(clips))
-        print_table(setting, {name: r["mean"] for name, r in results[setting].items()}, baselines[setting])
+        print_table(
+            heading(setting, clips, args.frames),
+            {name: r["mean"] for name, r in results[setting].items()},
+            baselines[setting],
+        )
     if args.json is not None:
-        facts = about(sys.argv[1:] if argv is None else argv, args, weights, device)
+        facts = about(sys.argv[1:] if argv is None else argv, args.data, weights, device, dtype)
         whole = {**facts, "settings": results, "baselines": baselines}
         args.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
@@ -106,18 +112,23 @@ def known(path: Path, setting: str, clips: list[str]) -> dict[str, dict[str, flo
     }
 
 
-def print_table(setting: str, ours: dict[str, dict[str, float]], baselines: dict[str, dict[str, float]]) -> None:
+def heading(setting: str, clips: Collection[str], frames: int | None) -> str:
+    part = "" if frames is None else f", first {frames} frames (baselines: all frames)"
+    return f"lq/{setting}, mean of {len(clips)} clips{part}"
+
+
+def print_table(title: str, ours: dict[str, dict[str, float]], baselines: dict[str, dict[str, float]]) -> None:
     rows = {**ours, **baselines}
     width = max(map(len, rows))
-    print(f"lq/{setting}, mean of all clips")
+    print(title)
     print(report.table_head(width))
     for name, mean in rows.items():
         print(report.table_row(name, mean, width), flush=True)
 
 
-def about(argv: list[str], args: argparse.Namespace, weights: Path, device: torch.device) -> dict[str, Any]:
+def about(argv: list[str], data: Path, weights: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """When, what and where; folders of this machine are left out."""
-    words = ["DATA_DIR" if a == str(args.data) else Path(a).name for a in argv]
+    words = ["DATA_DIR" if Path(a) == data else Path(a).name for a in argv]
     here = Path(__file__).parent
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     machine = (
@@ -128,7 +139,7 @@ def about(argv: list[str], args: argparse.Namespace, weights: Path, device: torc
         "commit": commit.stdout.strip(),
         "command": " ".join(["python benchmarks/quality.py", *words]),
         "weights": {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
-        "device": f"{machine}, {device.type}, {args.dtype}",
+        "device": f"{machine}, {device.type}, {str(dtype).removeprefix('torch.')}",
         "torch": torch.__version__,
         "what": f"x{SCALE:g}, scores by setting, row and clip; baselines: means of all frames as scores.json has them",
     }
