@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = choose_dtype(args.dtype, device)
     checkpoint = load_checkpoint(weights, device, dtype)
     upscalers = {
-        row_name(checkpoint.config.name, fidelity, args.fidelity): Upscaler(
+        row_name(checkpoint.config.name, fidelity): Upscaler(
             checkpoint.model, checkpoint.routing, UpscaleSettings(scale=SCALE, fidelity=fidelity)
         )
         for fidelity in args.fidelity
@@ -71,15 +71,15 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=EMBEDDED, help=f"checkpoint file or embedded model (default {EMBEDDED})")
     parser.add_argument("--settings", nargs="+", default=["real"], help="folders of DATA_DIR/lq (default real)")
     parser.add_argument("--frames", type=int, help="only the first frames of each clip")
-    parser.add_argument("--fidelity", type=float, nargs="+", default=[UpscaleSettings.fidelity])
+    parser.add_argument("--fidelity", type=float, nargs="+", default=[UpscaleSettings.fidelity], help="one row each")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; scores are always the CPU's")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there, with commit and device")
     return parser.parse_args(argv)
 
 
-def row_name(model: str, fidelity: float, asked: list[float]) -> str:
-    return model if len(asked) == 1 else f"{model}, fidelity {fidelity:g}"
+def row_name(model: str, fidelity: float | None) -> str:
+    return model if fidelity is None else f"{model}, fidelity {fidelity:g}"
 
 
 def measured(
@@ -90,7 +90,7 @@ def measured(
         name: judge.score(list(islice(ClipFile(truth), frames)), upscaled(upscaler, low, frames))
         for name, (truth, low) in tqdm(clips.items(), desc=title, unit="clip", disable=None)
     }
-    return {"clips": scores, "mean": report.mean(scores.values())}
+    return {"fidelity": upscaler.fidelity, "clips": scores, "mean": report.mean(scores.values())}
 
 
 def upscaled(upscaler: Upscaler, path: Path, frames: int | None) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ RUN_BY = {
     r".venv\Scripts\python -m pip install -e .": "the Makefile's own steps, by CI",
     r".venv\Scripts\python -m oasis_core demo": "tests/test_cli.py::test_the_command_is_installed and the demo's test",
     "oasis upscale input.mp4 output.mp4": "tests/test_cli.py::test_upscale",
+    "oasis evaluate truth upscaled": "tests/test_evaluate_cli.py::test_evaluate",
 }
 
 
