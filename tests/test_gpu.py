@@ -1,0 +1,82 @@
+"""On CUDA: attention, the pipeline and a training step against the same on the CPU (`pytest -m gpu`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oasis_core.attention import TokenGrid, routed_attention
+from oasis_core.attention.reference import reference_attention
+from oasis_core.checkpoints import embedded_path, load_checkpoint
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.routing import HeadPattern
+from oasis_core.training.config import LossWeights, StageConfig, TrainConfig
+from oasis_core.training.feed import Batch
+from oasis_core.training.parallel import Group
+from oasis_core.training.state import TrainState
+from oasis_core.training.trainer import Trainer
+from oasis_core.video_io import VideoReader
+
+pytestmark = pytest.mark.gpu
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SAMPLE = Path(__file__).parent.parent / "assets" / "sample.mp4"
+# Of values of about 1: fp32 by summation order (tf32 off), bf16 and fp16 by their own rounding.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("pattern", HeadPattern)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (3, 9, 10), (5, 16, 16), (2, 31, 33)])
+def test_attention_equals_the_reference(shape: tuple[int, int, int], pattern: HeadPattern, dtype: torch.dtype) -> None:
+    grid = TokenGrid(*shape)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, grid.length, 3, 32, generator=generator).to(dtype) for _ in range(3))
+    expected, _ = reference_attention(q, k, v, grid, pattern, (3, 5, 5))
+    got = routed_attention(q.cuda(), k.cuda(), v.cuda(), grid, (pattern,) * 3, (3, 5, 5)).cpu()
+    torch.testing.assert_close(got.to(expected.dtype), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("dtype", "codes"), [(torch.float32, 0.02), (torch.bfloat16, 1.0), (torch.float16, 0.2)])
+def test_the_shipped_model_gives_the_same_picture(dtype: torch.dtype, codes: float) -> None:
+    """``codes``: allowed mean difference, in steps of an 8-bit picture."""
+    frames = torch.stack([frame.rgb for frame, _ in zip(VideoReader(SAMPLE), range(4), strict=False)])[:, :96, :128]
+    results = []
+    for device, kind in ((CPU, torch.float32), (CUDA, dtype)):
+        checkpoint = load_checkpoint(embedded_path(), device, kind)
+        up = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings(chunk_frames=3, chunk_overlap=1))
+        results.append(up.upscale(frames))
+    assert (results[0] - results[1]).abs().mean().item() * 255 < codes
+
+
+def test_a_training_step_as_a_graph_equals_one_without(tmp_path: Path) -> None:
+    """Two steps of the whole loss on the device, captured, against the same uncaptured (checkpointed blocks)."""
+    model = OasisConfig(
+        name="small", unshuffle=(1, 8, 8), latent_channels=8, dim=64, depth=2, heads=4, ffn_dim=96, freq_dim=16,
+        faithful_timestep=998.0, decoder=PixelDecoderConfig(width=16, blocks=1, hr_width=8, hr_blocks=1),
+    )  # fmt: skip
+    loss = LossWeights(low=0.5, frequency=0.1, motion=0.3, adversarial=0.05, feature=0.05)
+    stage = StageConfig("s", 2, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-3, loss=loss)
+    base = TrainConfig(model=model, stages=(stage,), out=str(tmp_path), discriminator_width=8)
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand(2, 3, 3, 64, 64, generator=generator).cuda()
+    batch = Batch(torch.nn.functional.avg_pool3d(hr, (1, 4, 4)), hr)
+    weights = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        net = OasisModel(model)
+        net.init_weights()
+        config = dataclasses.replace(base, checkpoint_blocks=checkpointed)
+        state = TrainState(config, net, None, device=CUDA)
+        trainer = Trainer(config, state, CUDA, Group())
+        trainer.enter(stage, batch)
+        for offset in range(2):
+            trainer.step(batch, 1e-3, offset)
+        weights.append(np.concatenate([p.detach().float().cpu().numpy().ravel() for p in state.trained]))
+    moved = np.abs(weights[0]).mean()
+    assert np.abs(weights[0] - weights[1]).mean() < 0.02 * moved
