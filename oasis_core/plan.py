@@ -34,7 +34,8 @@ def warm_up_start(position: Position, size: int, overlap: int, factor: int) -> i
     """First frame that the model must see so that the frames from ``position`` on come out as if it had seen them all.
 
     Inside a shot that is the chunk before: what it shares with the next one is cross-faded there, and a last chunk may be
-    moved back into it. ``size`` and ``overlap`` in latent frames, ``factor`` frames to each (a shot's first frame has one of its own).
+    moved back into it. ``size`` and ``overlap`` in latent frames, ``factor`` frames to each (a shot's first frame has one
+    of its own).
     """
     if position.frame == position.shot:
         return position.frame

@@ -17,7 +17,7 @@ from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.spec import RoutingSpec
 from ..video_io import CODECS, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
-from ..video_job import Done, upscale_video
+from ..video_job import Done, JobSettings, upscale_video
 from .device import choose_device, choose_dtype
 
 INCOMPLETE = 2
@@ -37,6 +37,7 @@ class Job:
     device: str = "auto"
     dtype: str = "auto"
     fps: Fraction | None = None
+    keep: JobSettings = JobSettings()
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,6 +69,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--fps", help="frames per second of an image sequence (default 24)")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished job in OUTPUT.oasis")
+    parser.add_argument(
+        "--segment", type=int, default=120, help="frames after which finished work is kept for --resume (default 120)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -82,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     fps = None if args.fps is None else as_fraction(args.fps)
     writer = WriterSettings(args.codec, args.crf)
-    job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps)
+    keep = JobSettings(args.resume, args.segment)
+    job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, keep)
     done = upscale(job)
     print(f"{args.output}: {done}")
     if done.problem:
@@ -116,4 +122,4 @@ def upscale(job: Job) -> Done:
         def advance(done: int, total: int | None) -> None:
             bar.update(done - bar.n)
 
-        return upscale_video(reader, job.target, upscaler, job.writer, advance)
+        return upscale_video(reader, job.target, upscaler, job.writer, advance, job=job.keep)

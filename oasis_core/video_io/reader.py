@@ -77,6 +77,10 @@ class VideoReader:
         return None
 
     def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    def frames(self, first: int = 0) -> Iterator[Frame]:
+        """The frames from number ``first`` on; the ones before are decoded, since time stamps hang on them, and no more."""
         self.problem = None
         pictures = self._from_images(self.images) if self.images is not None else self._from_video()
         size: tuple[int, int] | None = None
@@ -88,6 +92,8 @@ class VideoReader:
                     f"the {number - 1} frames before it were used"
                 )
                 return
+            if number <= first:
+                continue
             rgb = torch.from_numpy(to_rgb(picture, self.info.color))
             yield Frame(upright(rgb, self.info.rotation, self.info.mirrored), pts)
 
