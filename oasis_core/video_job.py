@@ -18,7 +18,7 @@ import av
 from torch import Tensor
 
 from .jobs.fingerprint import hash_input, hash_model, hash_text
-from .jobs.folder import JobFolder, open_job
+from .jobs.folder import JobFolder, job_path, open_job, read_manifest
 from .jobs.manifest import Asked
 from .jobs.overlap import ReadAhead, WriteBehind
 from .jobs.segment_files import Border, Ready, SegmentFiles, join
@@ -100,7 +100,9 @@ def upscale_video(
         raise ValueError(f"output is the input itself ({target}); give another file")
     geometry = upscaler.geometry(reader.info.height, reader.info.width)
     size = (geometry.out_w, geometry.out_h)
-    check_target(target, *size, writer)
+    before = read_manifest(job_path(target)) if job.resume else None
+    if before is None or not before.joining:  # else the images in it are this job's
+        check_target(target, *size, writer)
     folder = open_job(target, what_is_asked(reader, upscaler, writer, job), job.resume)
     kept, began = folder.manifest.position.frame, time.monotonic()
     if kept:
@@ -108,7 +110,8 @@ def upscale_video(
     work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll)
     try:
         work.make_segments()
-        join(folder, VideoWriter(target, *size, reader.info, writer, source))
+        if not folder.manifest.joined:
+            join(folder, VideoWriter(target, *size, reader.info, writer, source))
         folder.remove()
     except (OSError, av.FFmpegError) as e:
         raise OSError(_told(e, folder)) from e

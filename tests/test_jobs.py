@@ -21,7 +21,7 @@ from oasis_core import video_job
 from oasis_core.checkpoints import load_checkpoint, save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.cli import main
-from oasis_core.jobs import segment_files
+from oasis_core.jobs import folder, segment_files
 from oasis_core.jobs.folder import job_path
 from oasis_core.jobs.manifest import Manifest
 from oasis_core.jobs.segments import plan_segments
@@ -297,15 +297,40 @@ def test_a_damaged_segment_is_made_again(
     assert content(out) == content(whole)
 
 
+SEGMENTS = len(plan_segments(FRAMES, [CUT], 5, 1, 1, 6))
+
+
+@pytest.mark.parametrize(("codec", "name"), [("h264", "out.mp4"), ("png", "out")])
+@pytest.mark.parametrize(
+    ("module", "function", "calls"),
+    [(folder.JobFolder, "update", SEGMENTS + 2), (folder.JobFolder, "update", SEGMENTS + 3), (folder, "_delete", 1),
+     (folder, "_delete", 4), (folder.Path, "rmdir", 1), (segment_files.os, "replace", 60)],
+)  # fmt: skip
+def test_an_interruption_while_segments_are_joined_or_removed_costs_nothing(
+    tmp_path: Path, model: Path, clip: Path, codec: str, name: str, module: object, function: str, calls: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Before and after the target is in its place, and while the folder is removed."""
+    whole, out = tmp_path / name.replace("out", "whole"), tmp_path / name
+    assert run(clip, whole, model, codec=codec) == 0
+    with monkeypatch.context() as patch:
+        fails_once(patch, module, function, calls, KeyboardInterrupt())
+        run(clip, out, model, codec=codec)
+    finished = not (job_path(out) / "manifest.json").exists()  # then nothing is left to do; images are not overwritten
+    assert run(clip, out, model, "--resume", codec=codec) == (2 if finished and codec == "png" else 0)
+    assert content(out) == content(whole)
+    assert finished or not job_path(out).exists()
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"format": 2}', "\xff", '{"format": 1, "asked": 5}', "[" * 99999]
 )
 def test_a_damaged_manifest_is_told_in_one_line(
     tmp_path: Path, model: Path, clip: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = job_path(tmp_path / "out.mp4")
-    folder.mkdir()
-    (folder / "manifest.json").write_text(text, encoding="latin-1")
+    place = job_path(tmp_path / "out.mp4")
+    place.mkdir()
+    (place / "manifest.json").write_text(text, encoding="latin-1")
     assert run(clip, tmp_path / "out.mp4", model, "--resume") == 2
     error = capsys.readouterr().err
     assert "damaged" in error
@@ -313,11 +338,11 @@ def test_a_damaged_manifest_is_told_in_one_line(
 
 
 def test_a_folder_s_foreign_files_are_left_alone(tmp_path: Path, model: Path, clip: Path) -> None:
-    folder = job_path(tmp_path / "out.mp4")
-    folder.mkdir()
-    (folder / "mine.txt").write_text("x")
+    place = job_path(tmp_path / "out.mp4")
+    place.mkdir()
+    (place / "mine.txt").write_text("x")
     assert run(clip, tmp_path / "out.mp4", model, "--resume") == 0
-    assert [p.name for p in folder.iterdir()] == ["mine.txt"]
+    assert [p.name for p in place.iterdir()] == ["mine.txt"]
 
 
 # What breaks on the way.

@@ -42,7 +42,7 @@ class JobFolder:
     def clean(self) -> None:
         """Remove what an interruption left half done; segments from the first damaged one on are given up."""
         segments = self.manifest.segments
-        for number, segment in enumerate(() if self.manifest.joining else segments):
+        for number, segment in enumerate(() if self.manifest.joining or self.manifest.joined else segments):
             file = self.path / segment.name
             if not file.exists() or hash_file(file) != segment.sha256:
                 log.warning("%s is damaged or missing: made again, with all after it", file)
@@ -86,7 +86,10 @@ def open_job(target: Path, asked: Asked, resume: bool) -> JobFolder:
             raise ValueError(
                 f"{path} is of another job ({'; '.join(changed)}): give what it was, or delete that folder to start anew"
             )
+        if manifest.joined and not target.exists():
+            manifest = Manifest(asked)  # it was finished, and the user has removed it
         folder = JobFolder(path, manifest)
+        folder.update(manifest)
     folder.clean()
     return folder
 

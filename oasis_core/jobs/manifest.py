@@ -56,7 +56,9 @@ class Manifest:
     complete: bool = False
     """All segments are there."""
     joining: bool = False
-    """They are being put together."""
+    """Images are being moved out of them."""
+    joined: bool = False
+    """The target is in place; what is left of the folder may go."""
     problem: str | None = None
     """One line where the input broke off."""
 

@@ -93,16 +93,19 @@ def join(folder: JobFolder, writer: VideoWriter) -> None:
 
     Raises OSError or ValueError as ``VideoWriter`` does; the segments stay.
     """
-    folder.update(replace(folder.manifest, joining=True))
     if writer.images:
+        folder.update(replace(folder.manifest, joining=True))
         _join_images(folder, writer.path)
-        return
-    join_videos([(folder.path / s.name, s.pts, s.reorder) for s in folder.manifest.segments], writer)
+    else:
+        join_videos([(folder.path / s.name, s.pts, s.reorder) for s in folder.manifest.segments], writer)
+    folder.update(replace(folder.manifest, joined=True))
 
 
 def _join_images(folder: JobFolder, target: Path) -> None:
     """Move the images; goes on where it was interrupted."""
     joined = folder.path / "joined"
+    if not joined.exists() and (target / f"frame_{folder.manifest.position.frame - 1:05d}.png").exists():
+        return  # interrupted right after the last step below
     joined.mkdir(exist_ok=True)
     for segment in folder.manifest.segments:
         for number in range(segment.stop - segment.start):
