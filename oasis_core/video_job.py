@@ -21,7 +21,7 @@ from .jobs.fingerprint import hash_input, hash_model, hash_text
 from .jobs.folder import JobFolder, job_path, open_job, read_manifest
 from .jobs.manifest import Asked
 from .jobs.overlap import ReadAhead, WriteBehind
-from .jobs.segment_files import Border, Ready, SegmentFiles, join
+from .jobs.segment_files import Border, Ready, SegmentFiles, join_images, join_segments
 from .jobs.segments import ends_segment
 from .jobs.shrink import free_memory, is_out_of_memory, smaller, with_plan
 from .pipeline import Progress, Upscaler
@@ -110,8 +110,10 @@ def upscale_video(
     work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll)
     try:
         work.make_segments()
-        if not folder.manifest.joined:
-            join(folder, VideoWriter(target, *size, reader.info, writer, source))
+        if not folder.manifest.joined and writer.codec == "png":
+            join_images(folder, target)
+        elif not folder.manifest.joined:
+            join_segments(folder, VideoWriter(target, *size, reader.info, writer, source))
         folder.remove()
     except (OSError, av.FFmpegError) as e:
         raise OSError(_told(e, folder)) from e

@@ -88,21 +88,23 @@ class SegmentFiles:
             writer.__exit__(type(error), error, None)
 
 
-def join(folder: JobFolder, writer: VideoWriter) -> None:
+def join_segments(folder: JobFolder, writer: VideoWriter) -> None:
     """Put the finished segments together in ``writer``'s target (not opened yet), without encoding anew.
 
     Raises OSError or ValueError as ``VideoWriter`` does; the segments stay.
     """
-    if writer.images:
-        folder.update(replace(folder.manifest, joining=True))
-        _join_images(folder, writer.path)
-    else:
-        join_videos([(folder.path / s.name, s.pts, s.reorder) for s in folder.manifest.segments], writer)
+    join_videos([(folder.path / s.name, s.pts, s.reorder) for s in folder.manifest.segments], writer)
     folder.update(replace(folder.manifest, joined=True))
 
 
-def _join_images(folder: JobFolder, target: Path) -> None:
-    """Move the images; goes on where it was interrupted."""
+def join_images(folder: JobFolder, target: Path) -> None:
+    """Move the images of all segments into the folder ``target``; goes on where it was interrupted. Raises OSError."""
+    folder.update(replace(folder.manifest, joining=True))
+    _move_images(folder, target)
+    folder.update(replace(folder.manifest, joined=True))
+
+
+def _move_images(folder: JobFolder, target: Path) -> None:
     joined = folder.path / "joined"
     if not joined.exists() and (target / f"frame_{folder.manifest.position.frame - 1:05d}.png").exists():
         return  # interrupted right after the last step below
