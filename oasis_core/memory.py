@@ -12,13 +12,15 @@ PIXEL_BYTES = 72
 
 
 def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> int:
-    """Bytes for a clip of that size; an upper bound where frames are tiled."""
+    """Bytes for a clip of that size: the transformer works on one tile of a chunk, the decoder on a whole frame group."""
     config = upscaler.model.config
     geometry = upscaler.geometry(height, width)
     element = upscaler.model.project.weight.element_size()
     pixels = geometry.pad_h * geometry.pad_w
     times = latent_length(min(frames, upscaler.settings.chunk_frames), config.unshuffle[0])
-    tokens = times * pixels // (config.pixel_multiple[0] * config.pixel_multiple[1])
+    rows, columns = geometry.pad_h // config.pixel_multiple[0], geometry.pad_w // config.pixel_multiple[1]
+    tile, _ = upscaler.tiling(rows, columns)
+    tokens = times * min(rows, tile or rows) * min(columns, tile or columns)
     transformer = tokens * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
     decoder = config.unshuffle[0] * pixels * (2 * config.decoder.hr_width * element + PIXEL_BYTES)
     return transformer + decoder

@@ -2,13 +2,16 @@
 
     LR frames -> upsample, pad -> unshuffle -> linear -> z_L -> DiT, one step -> z_H -> decode -> colour -> crop -> HR frames
 
-Chunks of frames share a few latent frames, which are cross-faded in latent space; then one continuous decode.
+Every shot for itself. Its chunks of frames share a few latent frames, which are cross-faded in latent space; then one
+continuous decode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from einops import rearrange
@@ -16,11 +19,13 @@ from torch import Tensor
 
 from .blend import OverlapAdd, TemporalCrossFade
 from .color import ColorMethod, correct_color
+from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
 from .patchify import latent_length
-from .plan import ChunkCursor, plan_tiles
+from .plan import ChunkCursor, Position, plan_tiles, warm_up_start
 from .routing.spec import RoutingSpec
+from .scene_cuts import SceneCutDetector
 
 AUTO_TILE = 1280
 """Tile side (output pixels) that ``tile=None`` takes for frames larger than ``WHOLE_FRAME``: bounds memory and the
@@ -65,6 +70,8 @@ class UpscaleSettings:
     """Tile side in output pixels; 0: whole frame; None: whole up to 1920x1088, tiles of 1280 above."""
     tile_overlap: int | None = None
     """Output pixels that neighbouring tiles share and cross-fade, fewer than a tile has; None: 128, or half a small tile."""
+    scene_cuts: bool = True
+    """Start anew at each hard cut, so that no shot bleeds into the next; False: the whole clip is one shot."""
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1:
@@ -77,6 +84,18 @@ class UpscaleSettings:
             raise ValueError(
                 f"tile overlap is {self.tile_overlap}; it must be from 0 to below the tile ({self.tile or AUTO_TILE})"
             )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Finished frames, in the order of the clip."""
+
+    frames: Tensor
+    """``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU."""
+    position: Position
+    """Place of the first one in the clip."""
+    restartable: bool
+    """Whether a stream can begin at ``position`` and give the same frames from there on."""
 
 
 class Upscaler:
@@ -153,43 +172,72 @@ class Upscaler:
             ``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU; as many frames in all as came in.
         """
         done = 0
-        geometry: Geometry | None = None
-        for group, z_h in self._restored(frames, poll):
-            if poll is not None:
-                poll()
-            geometry = geometry or self.geometry(*group.frames.shape[1:3])
-            out = self._decode(group, z_h, geometry)
-            done += len(out)
-            yield out
+        for part in self.parts(frames, Position(), poll):
+            done += len(part.frames)
+            yield part.frames
             if on_progress is not None:
                 on_progress(done, total)
 
-    def _restored(self, frames: Iterable[Tensor], poll: Callable[[], None] | None) -> Iterator[tuple[_Group, Tensor]]:
-        """Each frame group with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded."""
-        factor = self.model.config.unshuffle[0]
+    def first_needed(self, start: Position) -> int:
+        """Number of the first frame that ``parts`` must be fed to begin at ``start``."""
+        begin = warm_up_start(start, self.chunk, self.chunk_overlap, self.model.config.unshuffle[0])
+        return max(0, begin - SceneCutDetector.MEMORY) if self.settings.scene_cuts else begin
+
+    @torch.inference_mode()
+    def parts(
+        self, frames: Iterable[Tensor], start: Position, poll: Callable[[], None] | None = None
+    ) -> Iterator[Part]:
+        """The clip from ``start`` on, frame for frame what a stream of the whole clip gives there.
+
+        Args:
+            frames: the clip's frames from number ``first_needed(start)`` on, as for ``stream``.
+            start: the position of a part that was restartable, under these settings or ones with larger chunks.
+        """
+        chunk, overlap, factor = self.chunk, self.chunk_overlap, self.model.config.unshuffle[0]
+        begin = warm_up_start(start, chunk, overlap, factor)
+        detector = SceneCutDetector() if self.settings.scene_cuts else None
+        numbered = by_shot(frames, self.first_needed(start), begin, start.shot, detector)
+        for shot, members in groupby(numbered, key=itemgetter(0)):
+            groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
+            at = max(shot, begin)
+            for group, z_h, restartable in self._restored(groups, poll):
+                if at >= start.frame:  # what comes before only warms up the cross-fade: the decoder has no memory
+                    if poll is not None:
+                        poll()
+                    yield Part(self._decode(group, z_h), Position(at, shot), restartable)
+                at += group.count
+
+    def _restored(
+        self, groups: Iterable[FrameGroup], poll: Callable[[], None] | None
+    ) -> Iterator[tuple[FrameGroup, Tensor, bool]]:
+        """Each group of one shot with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded.
+
+        And whether it is the first that the cross-fade gives out for its chunk.
+        """
         cursor, fade = ChunkCursor(self.chunk, self.chunk_overlap), TemporalCrossFade(self.chunk_overlap)
-        waiting: list[_Group] = []  # read, not yet given out
+        waiting: list[FrameGroup] = []  # read, not yet given out
         latents: dict[int, Tensor] = {}  # z_L by position
         seen = 0
-        for group in _groups(frames, factor):
+        for group in groups:
             if not group.ended:
-                latents[seen] = self._encode(group, first=seen == 0)
+                latents[seen] = self._encode(group)
                 waiting.append(group)
                 seen += 1
             chunks = cursor.known(seen, group.ended)
             for span in chunks:
                 z_l = torch.cat([latents[i] for i in range(span.start, span.stop)], dim=2)
                 last = group.ended and span is chunks[-1]
-                for z_h in fade.add(self._one_step(z_l, poll), span, last).split(1, dim=2):
-                    yield waiting.pop(0), z_h
+                z_hs = fade.add(self._one_step(z_l, poll), span, last).split(1, dim=2)
+                for number, z_h in enumerate(z_hs):
+                    yield waiting.pop(0), z_h, number == 0
             for position in [p for p in latents if p < cursor.keep_from]:
                 del latents[position]
 
-    def _encode(self, group: _Group, first: bool) -> Tensor:
+    def _encode(self, group: FrameGroup) -> Tensor:
         """z_L ``(1, C, 1, h, w)`` of one group."""
-        return self.model.encode(self._pixels(group), first)
+        return self.model.encode(self._pixels(group), group.first)
 
-    def _pixels(self, group: _Group) -> Tensor:
+    def _pixels(self, group: FrameGroup) -> Tensor:
         """The group's frames on the target grid, ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
         weight = self.model.project.weight
         geometry = self.geometry(*group.frames.shape[1:3])
@@ -197,13 +245,9 @@ class Upscaler:
 
     def _one_step(self, z_l: Tensor, poll: Callable[[], None] | None) -> Tensor:
         """z_H of a chunk; large frames in tiles."""
-        config, s = self.model.config, self.settings
-        height, width = z_l.shape[3] // config.patch[1], z_l.shape[4] // config.patch[2]  # tokens
-        pixels = config.pixel_multiple[0]
-        whole = s.tile == 0 or (s.tile is None and height * width * pixels**2 <= WHOLE_FRAME)
-        tile = 0 if whole else max(1, round((s.tile or AUTO_TILE) / pixels))
-        asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
-        overlap = min(round(asked / pixels), max(0, tile - 1))
+        config = self.model.config
+        height, width = z_l.shape[3] // config.patch[1], z_l.shape[4] // config.patch[2]
+        tile, overlap = self.tiling(height, width)
         tiles = plan_tiles(height, width, tile, overlap)
         if len(tiles) == 1:
             return self.model.restore(z_l, self.routing, poll, self.fidelity)
@@ -215,56 +259,20 @@ class Upscaler:
             blended.add(piece, y, x, overlap * config.patch[1])
         return blended.result()
 
-    def _decode(self, group: _Group, z_h: Tensor, geometry: Geometry) -> Tensor:
+    def tiling(self, height: int, width: int) -> tuple[int, int]:
+        """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile."""
+        s, pixels = self.settings, self.model.config.pixel_multiple[0]
+        if s.tile == 0 or (s.tile is None and height * width * pixels**2 <= WHOLE_FRAME):
+            return 0, 0
+        tile = max(1, round((s.tile or AUTO_TILE) / pixels))
+        asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
+        return tile, min(round(asked / pixels), max(0, tile - 1))
+
+    def _decode(self, group: FrameGroup, z_h: Tensor) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
+        geometry = self.geometry(*group.frames.shape[1:3])
         pixels = self._pixels(group)
         sr = self.model.decode(z_h, pixels, first=group.first)
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c").float(), geometry) for x in (sr, pixels))
         frames = correct_color((sr + 1) / 2, (reference + 1) / 2, self.settings.color)
         return frames[: group.count].cpu()
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The frames of one latent frame, as they came in."""
-
-    frames: Tensor
-    """``(T, H, W, 3)``: one frame if ``first``, else a whole group (the last frame repeated to fill it)."""
-    count: int
-    """Frames that are really there."""
-    first: bool
-    ended: bool = False
-    """Nothing in it: the stream is over."""
-
-
-def _groups(frames: Iterable[Tensor], factor: int) -> Iterator[_Group]:
-    """The first frame alone, then groups of ``factor``, then an empty group that says so.
-
-    Raises:
-        ValueError: what are no frames, frames of different sizes, or none at all.
-    """
-    held: list[Tensor] = []
-    shape: torch.Size | None = None
-    for frame in frames:
-        if frame.ndim != 3 or frame.shape[-1] != 3 or not frame.is_floating_point():
-            raise ValueError(
-                f"frame is {tuple(frame.shape)} {frame.dtype}; expected (H, W, 3) of a float type in [0, 1]"
-            )
-        if shape is None:
-            shape = frame.shape
-            yield _Group(frame[None], 1, first=True)
-            continue
-        if frame.shape != shape:
-            raise ValueError(
-                f"frame size changes from {tuple(shape)} to {tuple(frame.shape)} within the clip; split it there"
-            )
-        held.append(frame)
-        if len(held) == factor:
-            yield _Group(torch.stack(held), factor, first=False)
-            held = []
-    if shape is None:
-        raise ValueError("the clip has no frames; give at least one")
-    if held:
-        filled = held + held[-1:] * (factor - len(held))
-        yield _Group(torch.stack(filled), len(held), first=False)
-    yield _Group(torch.empty(0), 0, first=False, ended=True)

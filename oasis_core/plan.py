@@ -21,6 +21,29 @@ class Span:
         return Span(self.start * factor, self.stop * factor)
 
 
+@dataclass(frozen=True, order=True)
+class Position:
+    """A frame at which a stream can begin: the start of a shot, or of a chunk in it."""
+
+    frame: int = 0
+    shot: int = 0
+    """First frame of its shot."""
+
+
+def warm_up_start(position: Position, size: int, overlap: int, factor: int) -> int:
+    """First frame that the model must see so that the frames from ``position`` on come out as if it had seen them all.
+
+    Inside a shot that is the chunk before: what it shares with the next one is cross-faded there, and a last chunk may be
+    moved back into it. ``size`` and ``overlap`` in latent frames, ``factor`` frames to each (a shot's first frame has one
+    of its own).
+    """
+    if position.frame == position.shot:
+        return position.frame
+    latent = 1 + (position.frame - position.shot - 1) // factor
+    before = latent - (size - overlap)
+    return position.shot if before <= 0 else position.shot + 1 + factor * (before - 1)
+
+
 def plan_chunks(length: int, size: int, overlap: int) -> tuple[Span, ...]:
     """Pieces of ``size`` that cover 0..length, neighbours sharing ``overlap`` positions.
 

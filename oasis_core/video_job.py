@@ -1,18 +1,54 @@
-"""A video file in, a video file out, in constant memory: what the command line and the ComfyUI node both run."""
+"""A video file in, a video file out, in constant memory: what the command line and the ComfyUI node both run.
+
+Segment after segment is written beside the target and kept (``jobs``); at the end they are joined without encoding anew.
+Reader and writer work in threads of their own beside the model.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 
+import av
 from torch import Tensor
 
+from .jobs.fingerprint import hash_input, hash_model, hash_text
+from .jobs.folder import JobFolder, job_path, open_job, read_manifest
+from .jobs.manifest import Asked
+from .jobs.overlap import ReadAhead, WriteBehind
+from .jobs.segment_files import Border, Ready, SegmentFiles, join_images, join_segments
+from .jobs.segments import ends_segment
+from .jobs.shrink import free_memory, is_out_of_memory, smaller, with_plan
 from .pipeline import Progress, Upscaler
-from .video_io import VideoReader, VideoWriter, WriterSettings
+from .plan import Position
+from .video_io import Frame, VideoReader, VideoWriter, WriterSettings
 from .video_io.writer import check_target
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD = 4
+"""Input frames that wait for the model."""
+WRITE_BEHIND = 2
+"""Output frames that wait for the encoder; four times enlarged they are 16 times larger."""
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """How a job is kept. Raises ValueError for a segment below 1 frame."""
+
+    resume: bool = False
+    """Go on with the unfinished job that is there; False: one that is there is an error."""
+    segment_frames: int = 120
+    """Frames at which a segment ends as soon as it can: what an interruption may cost. Each one starts with a key frame."""
+
+    def __post_init__(self) -> None:
+        if self.segment_frames < 1:
+            raise ValueError(f"segment is {self.segment_frames} frames; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -25,10 +61,15 @@ class Done:
     seconds: float
     problem: str | None
     """One line where the input broke off."""
+    kept: int = 0
+    """Frames that an earlier attempt had made."""
+    waited: float = 0.0
+    """Seconds, of all, in which the model waited for reader or writer."""
 
     def __str__(self) -> str:
-        rate = self.frames / self.seconds
-        return f"{self.frames} frames, {self.width}x{self.height}, {self.seconds:.1f} s, {rate:.2f} frames per second"
+        rate = (self.frames - self.kept) / self.seconds
+        kept = f", {self.kept} of them kept from before" if self.kept else ""
+        return f"{self.frames} frames{kept}, {self.width}x{self.height}, {self.seconds:.1f} s, {rate:.2f} frames per second"
 
 
 def upscale_video(
@@ -38,32 +79,178 @@ def upscale_video(
     writer: WriterSettings,
     on_progress: Progress | None = None,
     poll: Callable[[], None] | None = None,
+    job: JobSettings = JobSettings(),
 ) -> Done:
     """Upscale all that ``reader`` gives into ``target``; sound, clock and tags come along.
 
-    Everything that can be refused is refused before the first frame is worked on.
+    Everything that can be refused is refused before the first frame is worked on. An error or interruption keeps the
+    finished segments in ``<target>.oasis``; where there are none it leaves nothing behind. Out of memory is met with
+    smaller chunks, then tiles, from the last finished segment on.
 
     Args:
         on_progress, poll: as in ``Upscaler.stream``.
 
     Raises:
-        ValueError, OSError: a target that cannot be written, or is the input itself; one line.
+        ValueError, OSError: a target that cannot be written or is the input itself, a job folder that does not fit, a
+            disk that is full, an input that vanished; one line.
+        MemoryError: not even single frames in the smallest tiles fit.
     """
     source = reader.path
     if source.exists() and target.exists() and source.samefile(target):
         raise ValueError(f"output is the input itself ({target}); give another file")
     geometry = upscaler.geometry(reader.info.height, reader.info.width)
-    check_target(target, geometry.out_w, geometry.out_h, writer)
-    stamps: deque[int] = deque()
+    size = (geometry.out_w, geometry.out_h)
+    before = read_manifest(job_path(target)) if job.resume else None
+    if before is None or not before.joining:  # else the images in it are this job's
+        check_target(target, *size, writer)
+    folder = open_job(target, what_is_asked(reader, upscaler, writer, job), job.resume)
+    kept, began = folder.manifest.position.frame, time.monotonic()
+    if kept:
+        log.info("%d finished frames are kept; going on after them", kept)
+    work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll)
+    try:
+        work.make_segments()
+        if not folder.manifest.joined and writer.codec == "png":
+            join_images(folder, target)
+        elif not folder.manifest.joined:
+            join_segments(folder, VideoWriter(target, *size, reader.info, writer, source))
+        folder.remove()
+    except (OSError, av.FFmpegError) as e:
+        raise OSError(_told(e, folder)) from e
+    except ValueError as e:
+        raise ValueError(_told(e, folder)) from e
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(_told(e, folder)) from None
+    finally:
+        if folder.path.exists() and not folder.manifest.segments:
+            folder.remove()
+    manifest = folder.manifest
+    return Done(
+        manifest.position.frame, *size, time.monotonic() - began, manifest.problem, kept, work.waited
+    )  # fmt: skip
 
-    def frames() -> Iterator[Tensor]:
-        for frame in reader:
+
+def what_is_asked(reader: VideoReader, upscaler: Upscaler, writer: WriterSettings, job: JobSettings) -> Asked:
+    """Everything that the output depends on, so that a job goes on only with the same."""
+    parts = {"input": hash_input(reader.path), "setting": asdict(upscaler.settings), "output": asdict(writer)}
+    asked: Asked = {f"{part}.{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
+    asked["setting.segment_frames"] = job.segment_frames
+    asked["input.rate"] = str(reader.info.rate)
+    asked["model"] = hash_model(upscaler.model)
+    asked["routing"] = hash_text(upscaler.routing.to_json())
+    asked["encoder"] = ".".join(map(str, av.library_versions["libavcodec"]))
+    return asked
+
+
+def _plain(value: object) -> str | int | float | bool | None:
+    value = value.value if isinstance(value, Enum) else value
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _told(error: BaseException, folder: JobFolder) -> str:
+    frames = folder.manifest.position.frame
+    text = " ".join(str(error).split())
+    if not frames:
+        return text
+    kept = f"{frames} finished frames are kept in {folder.path}: go on with --resume"
+    return f"{text}; {kept}" if text else kept
+
+
+class _Work:
+    """The segments of one job, from where it stands to the end."""
+
+    def __init__(
+        self, reader: VideoReader, upscaler: Upscaler, writer: WriterSettings, folder: JobFolder, size: tuple[int, int],
+        full: int, on_progress: Progress | None, poll: Callable[[], None] | None,
+    ) -> None:  # fmt: skip
+        self.reader, self.writer, self.folder, self.size, self.full = reader, writer, folder, size, full
+        self.upscaler = with_plan(upscaler, folder.manifest.chunk_frames, folder.manifest.tile)
+        self.on_progress, self.poll = on_progress, poll
+        self.waited = 0.0
+
+    def make_segments(self) -> None:
+        """Until the manifest says that all are there."""
+        while not self.folder.manifest.complete:
+            try:
+                self._go_on()
+            except RuntimeError as e:
+                if not is_out_of_memory(e):
+                    raise
+                self._shrink()
+            free_memory()  # out of the except block: until here the error holds the frames of the failed call
+
+    def _shrink(self) -> None:
+        """Remember a smaller plan. Raises MemoryError where there is none."""
+        had, info = self.upscaler.settings, self.reader.info
+        upscaler = smaller(self.upscaler, info.height, info.width)
+        if upscaler is None:
+            raise MemoryError(
+                f"out of memory even with single frames in tiles of {had.tile}: lower the output size (--scale or --size)"
+            )
+        s = upscaler.settings
+        log.warning(
+            "out of memory with chunk %d, tile %s: going on from frame %d with chunk %d, tile %s",
+            had.chunk_frames, _tile(had.tile), self.folder.manifest.position.frame, s.chunk_frames, _tile(s.tile),
+        )  # fmt: skip
+        self.upscaler = upscaler
+        self.folder.update(replace(self.folder.manifest, chunk_frames=s.chunk_frames, tile=s.tile))
+
+    def _go_on(self) -> None:
+        """From the last finished segment to the end."""
+        start, info = self.folder.manifest.position, self.reader.info
+        first = self.upscaler.first_needed(start)
+        stamps: deque[int] = deque()
+        files = SegmentFiles(self.folder, *self.size, info, self.writer)
+        try:
+            with (
+                ReadAhead(self.reader.frames(first), READ_AHEAD) as ahead,
+                WriteBehind(files.consume, WRITE_BEHIND) as behind,
+            ):
+                frames = _noting_stamps(ahead, stamps, start.frame - first)
+                try:
+                    end = self._feed(frames, stamps, start, behind)
+                    behind.put(Border(Position(end, end), True, self.reader.problem))
+                finally:
+                    self.waited += ahead.waited + behind.waited
+        finally:
+            files.abort()
+
+    def _feed(
+        self, frames: Iterator[Tensor], stamps: deque[int], start: Position, behind: WriteBehind[Ready | Border]
+    ) -> int:
+        """Upscale from ``start`` on; returns the number of frames that the clip has."""
+        begun = at = start.frame
+        for part in self.upscaler.parts(frames, start, self.poll):
+            at = part.position.frame
+            if part.restartable and ends_segment(at - begun, at == part.position.shot, self.full):
+                behind.put(Border(part.position))
+                begun = at
+            for rgb in part.frames:
+                behind.put(Ready(rgb, stamps.popleft()))
+            at += len(part.frames)
+            if self.on_progress is not None:
+                self.on_progress(at, self.reader.info.frames)
+        self._check_input()
+        return at
+
+    def _check_input(self) -> None:
+        """Raises OSError where the input is not what it was: an end that was read may be none."""
+        asked = self.folder.manifest.asked
+        try:
+            now = {f"input.{name}": value for name, value in hash_input(self.reader.path).items()}
+        except (OSError, ValueError) as e:
+            raise OSError(f"the input vanished while it was read ({e})") from None
+        if any(asked[name] != value for name, value in now.items()):
+            raise OSError(f"the input changed while it was read ({self.reader.path})")
+
+
+def _noting_stamps(frames: Iterable[Frame], stamps: deque[int], skip: int) -> Iterator[Tensor]:
+    """The pictures; time stamps of all but the first ``skip`` go to ``stamps``."""
+    for number, frame in enumerate(frames):
+        if number >= skip:
             stamps.append(frame.pts)
-            yield frame.rgb
+        yield frame.rgb
 
-    began, count = time.monotonic(), 0
-    with VideoWriter(target, geometry.out_w, geometry.out_h, reader.info, writer, source) as file:
-        for part in upscaler.stream(frames(), reader.info.frames, on_progress, poll):
-            file.write(part, [stamps.popleft() for _ in part])
-            count += len(part)
-    return Done(count, geometry.out_w, geometry.out_h, time.monotonic() - began, reader.problem)
+
+def _tile(tile: int | None) -> str:
+    return {None: "by size", 0: "whole frame"}.get(tile, str(tile))

@@ -30,8 +30,8 @@ CONFIG = OasisConfig(
     freq_dim=8,
     decoder=PixelDecoderConfig(width=4, blocks=1, hr_width=2, hr_blocks=0),
 )
-PLAIN = UpscaleSettings(scale=1.0, color=ColorMethod.NONE, chunk_frames=100, tile=0)
-"""No resampling, no colour correction, one chunk, one tile."""
+PLAIN = UpscaleSettings(scale=1.0, color=ColorMethod.NONE, chunk_frames=100, tile=0, scene_cuts=False)
+"""No resampling, no colour correction, one shot, one chunk, one tile."""
 CLOSE = 1e-5
 """fp32, order of sums only; pixel values from 0 to 1."""
 

@@ -33,7 +33,7 @@ def test_every_command_is_run_somewhere() -> None:
 def test_options_named_in_the_readme_exist() -> None:
     source = (ROOT / "oasis_core" / "cli" / "upscale.py").read_text(encoding="utf-8")
     table = README.split("| option | meaning |")[1].split("\n\n")[0]
-    options = re.findall(r"--[a-z]+", table)
+    options = re.findall(r"--[a-z]+(?:-[a-z]+)*", table)
     assert options
     assert all(f'"{option}"' in source for option in options)
 

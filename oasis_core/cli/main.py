@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.run(args))
     except torch.OutOfMemoryError:
         print("oasis: out of GPU memory; lower --chunk (frames at once) or set a smaller --tile", file=sys.stderr)
-    except (ValueError, OSError, av.FFmpegError, ModuleNotFoundError) as e:
+    except (ValueError, OSError, MemoryError, av.FFmpegError, ModuleNotFoundError) as e:
         print(f"oasis: {' '.join(str(e).split())}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("oasis: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f"oasis: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
     return 2

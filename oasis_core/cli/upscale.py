@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from ..checkpoints import EMBEDDED, load_checkpoint, resolve
 from ..color import ColorMethod
+from ..jobs.estimate import Estimate, estimate
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.spec import RoutingSpec
 from ..video_io import CODECS, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
-from ..video_job import Done, upscale_video
+from ..video_job import Done, JobSettings, upscale_video
 from .device import choose_device, choose_dtype
 
 INCOMPLETE = 2
@@ -37,6 +38,7 @@ class Job:
     device: str = "auto"
     dtype: str = "auto"
     fps: Fraction | None = None
+    keep: JobSettings = JobSettings()
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,6 +62,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--chunk", type=int, default=16, help="frames that the transformer sees at once (default 16)")
     parser.add_argument("--overlap", type=int, help="latent frames that chunks share and cross-fade (default 2)")
     parser.add_argument("--tile", type=int, help="tile side in output pixels; 0: whole frame (default: by size)")
+    parser.add_argument("--no-scene-cuts", action="store_true", help="treat the whole clip as one shot")
     parser.add_argument(
         "--codec", default="h264", help=f"{', '.join(CODECS)} (default h264; ffv1 and png are lossless)"
     )
@@ -67,6 +70,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--fps", help="frames per second of an image sequence (default 24)")
+    parser.add_argument(
+        "--plan", action="store_true", help="tell chunk, tile, segments, memory, disk and time; do nothing"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished job in OUTPUT.oasis")
+    parser.add_argument(
+        "--segment", type=int, default=120, help="frames after which finished work is kept for --resume (default 120)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -77,11 +87,15 @@ def run(args: argparse.Namespace) -> int:
     color = ColorMethod.of(args.color)
     settings = UpscaleSettings(
         scale=scale, width=width, height=height, fidelity=args.fidelity, color=color,
-        chunk_frames=args.chunk, chunk_overlap=args.overlap, tile=args.tile,
+        chunk_frames=args.chunk, chunk_overlap=args.overlap, tile=args.tile, scene_cuts=not args.no_scene_cuts,
     )  # fmt: skip
     fps = None if args.fps is None else as_fraction(args.fps)
     writer = WriterSettings(args.codec, args.crf)
-    job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps)
+    keep = JobSettings(args.resume, args.segment)
+    job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, keep)
+    if args.plan:
+        print(plan(job))
+        return 0
     done = upscale(job)
     print(f"{args.output}: {done}")
     if done.problem:
@@ -105,14 +119,24 @@ def upscale(job: Job) -> Done:
     Raises:
         ValueError, OSError: bad input, one line.
     """
-    reader = VideoReader(job.source, job.fps)
-    device = choose_device(job.device)
-    checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
-    routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
-    upscaler = Upscaler(checkpoint.model, routing, job.settings)
+    reader, upscaler = _prepare(job)
     with tqdm(total=reader.info.frames, unit="frame", disable=None) as bar:
 
         def advance(done: int, total: int | None) -> None:
             bar.update(done - bar.n)
 
-        return upscale_video(reader, job.target, upscaler, job.writer, advance)
+        return upscale_video(reader, job.target, upscaler, job.writer, advance, job=job.keep)
+
+
+def plan(job: Job) -> Estimate:
+    """What the job will need. Raises as ``upscale`` does; nothing is written."""
+    reader, upscaler = _prepare(job)
+    return estimate(upscaler, reader.info, job.target, job.writer.codec, job.keep.segment_frames)
+
+
+def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
+    reader = VideoReader(job.source, job.fps)
+    device = choose_device(job.device)
+    checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
+    routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
+    return reader, Upscaler(checkpoint.model, routing, job.settings)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -77,7 +78,11 @@ class VideoReader:
         return None
 
     def __iter__(self) -> Iterator[Frame]:
-        for picture, pts in self.pictures():
+        return self.frames()
+
+    def frames(self, first: int = 0) -> Iterator[Frame]:
+        """The frames from number ``first`` on; the ones before are decoded, since time stamps hang on them, and no more."""
+        for picture, pts in islice(self.pictures(), first, None):
             rgb = torch.from_numpy(to_rgb(picture, self.info.color))
             yield Frame(upright(rgb, self.info.rotation, self.info.mirrored), pts)
 

@@ -48,6 +48,9 @@ CODECS = {
 SMALLEST = {"h265": 64, "av1": 64}
 """Smallest frame side that the encoder can be trusted with (x265 corrupts memory on frames under its blocks of 64)."""
 
+SEGMENT_CONTAINER = ".nut"
+"""Where pieces of a job go (``joining``), beside a codec's own containers: not offered to users."""
+
 
 @dataclass(frozen=True)
 class WriterSettings:
@@ -104,6 +107,7 @@ class VideoWriter:
         self.tags = _output_tags(source, height)
         self.first_pts = round(source.start / source.time_base)
         self.written = 0
+        self._copied = False
         self._container: av.container.OutputContainer | None = None
         self._audio: AudioTracks | None = None
         self._audio_from = audio_from if source.audio else None
@@ -167,6 +171,23 @@ class VideoWriter:
         if self._audio is not None:
             self._audio.copy_until(float(frame.pts * self.source.time_base))
 
+    def copy(self, packet: av.Packet, pts: int, dts: int) -> None:
+        """Add an encoded frame of the same encoder and settings, with its time stamps in the source's time base.
+
+        Raises OSError where it cannot be written. Frames are either all copied or all encoded.
+        """
+        assert self._container is not None
+        packet.time_base, packet.duration = self.source.time_base, 0
+        packet.pts, packet.dts = pts - self.first_pts, dts - self.first_pts
+        packet.stream = self._stream
+        try:
+            self._container.mux(packet)
+        except av.FFmpegError as e:
+            raise OSError(f"cannot write {self.path} ({e.strerror or e})") from None
+        self.written, self._copied = self.written + 1, True
+        if self._audio is not None:
+            self._audio.copy_until(float((pts - self.first_pts) * self.source.time_base))
+
     def _frame(self, rgb: np.ndarray) -> av.VideoFrame:
         """In the encoder's pixel format."""
         if self._pix_fmt == "bgr0":
@@ -190,7 +211,7 @@ class VideoWriter:
         if not self.written:
             raise ValueError(f"no frames came for {self.path}; nothing is written")
         if self._container is not None:
-            packets = self._stream.encode(None)
+            packets = [] if self._copied else self._stream.encode(None)
             if self.settings.codec == "h265" and self.written <= 2:
                 for packet in packets:  # x265 leaves their decoding times to chance (measured: PyAV 17 and 18)
                     packet.dts = packet.pts
@@ -233,7 +254,7 @@ def check_target(path: Path, width: int, height: int, settings: WriterSettings) 
         return
     if path.is_dir():
         raise OSError(f"cannot write {path}: it is a folder; give a file name such as {path / 'upscaled.mp4'}")
-    if path.suffix.lower() not in codec.containers:
+    if path.suffix.lower() not in (*codec.containers, SEGMENT_CONTAINER):
         fits = [f"{n} ({', '.join(c.containers)})" for n, c in CODECS.items() if c.containers]
         raise ValueError(
             f"{name} does not go into {path.suffix or 'a file without ending'}; possible: {'; '.join(fits)}"
@@ -242,7 +263,9 @@ def check_target(path: Path, width: int, height: int, settings: WriterSettings) 
         raise ValueError(
             f"{name} cannot hold {width}x{height}; each side must be at least {SMALLEST[name]}: use h264 or ffv1"
         )
-    pixel_format(name, width, height)
+    chosen = pixel_format(name, width, height)
+    if chosen != codec.formats[0] and path.suffix.lower() != SEGMENT_CONTAINER:
+        log.info("%dx%d has an odd side: written as %s, which some players do not show", width, height, chosen)
 
 
 def pixel_format(codec: str, width: int, height: int) -> str:
@@ -255,8 +278,6 @@ def pixel_format(codec: str, width: int, height: int) -> str:
         raise ValueError(
             f"{codec} cannot hold the odd size {width}x{height}; use h264, h265, ffv1 or an even target size"
         )
-    if formats[1] != formats[0]:
-        log.info("%dx%d has an odd side: written as %s, which some players do not show", width, height, formats[1])
     return formats[1]
 
 

@@ -1,0 +1,76 @@
+"""What a job will need, told before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..memory import working_memory
+from ..pipeline import Upscaler
+from ..plan import plan_tiles
+from ..video_io import VideoInfo
+from .folder import job_path, read_manifest
+from .segments import plan_segments
+
+BITS_PER_PIXEL = {"h264": 0.15, "h265": 0.1, "av1": 0.08, "prores": 4.0, "ffv1": 5.0, "png": 8.0}
+"""Size of the output by codec at its default quality, measured on the bundled sample, four times enlarged and sharpened."""
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A job's plan; every text is one line."""
+
+    lines: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name + ':':10}{text}" for name, text in self.lines)
+
+
+def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segment_frames: int) -> Estimate:
+    """Chunk, tile, segments, memory, disk and time of a job; nothing is worked on or written.
+
+    Time is known where an unfinished job for the target has finished segments.
+
+    Raises:
+        ValueError: sizes that cannot be had, or a damaged job folder.
+    """
+    geometry, cell = upscaler.geometry(info.height, info.width), upscaler.model.config.pixel_multiple
+    rows, columns = geometry.pad_h // cell[0], geometry.pad_w // cell[1]
+    tile, overlap = upscaler.tiling(rows, columns)
+    tiles = len(plan_tiles(rows, columns, tile, overlap))
+    group = upscaler.model.config.unshuffle[0]
+    told = "whole frame" if tiles == 1 else f"{tile * cell[0]} pixels, {overlap * cell[0]} shared, {tiles} to a frame"
+    memory = working_memory(upscaler, info.frames or upscaler.settings.chunk_frames, info.height, info.width)
+    weights = sum(p.numel() * p.element_size() for p in upscaler.model.parameters())
+    segments, disk = "as many as the input has parts of that length", "unknown, as the input does not tell its length"
+    if info.frames:
+        count = len(plan_segments(info.frames, (), upscaler.chunk, upscaler.chunk_overlap, group, segment_frames))
+        segments = f"{count} (more where there are cuts)" if upscaler.settings.scene_cuts else str(count)
+        size = info.frames * geometry.out_h * geometry.out_w * BITS_PER_PIXEL[codec] / 8
+        copies = 1 if codec == "png" else 2
+        disk = f"about {_size(copies * size)} while it runs, {_size(size)} in the end ({codec}, give or take a factor of 3)"
+    return Estimate((
+        ("output", f"{geometry.out_w}x{geometry.out_h}, {info.frames or 'an unknown number of'} frames"),
+        ("chunk", f"{upscaler.settings.chunk_frames} frames, {upscaler.chunk_overlap} latent frames shared"),
+        ("tile", told),
+        ("segments", f"{segments}, of {segment_frames} frames"),
+        ("memory", f"about {_size(memory + weights)} on the device, {_size(weights)} of it weights"),
+        ("disk", disk),
+        ("time", _time(target, info)),
+    ))  # fmt: skip
+
+
+def _time(target: Path, info: VideoInfo) -> str:
+    manifest = read_manifest(job_path(target))
+    if manifest is None or not manifest.segments or not info.frames:
+        return "unknown until a first segment is finished: then --plan tells it"
+    pace = sum(s.seconds for s in manifest.segments) / manifest.position.frame
+    left = max(0, info.frames - manifest.position.frame)
+    minutes = pace * left / 60
+    rest = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+    return f"about {rest} for the {left} frames left, at {1 / max(pace, 1e-9):.2f} frames per second so far"
+
+
+def _size(count: float) -> str:
+    return f"{count / KIB**3:.1f} GiB" if count >= KIB**3 else f"{count / KIB**2:.1f} MiB"

@@ -1,0 +1,131 @@
+"""The folder beside the target in which a job keeps its finished segments; every change of its manifest is atomic."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from .fingerprint import hash_file
+from .manifest import Asked, Manifest, SegmentRecord, differences
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+ENDING = ".oasis"
+"""The job folder of ``film.mp4`` is ``film.mp4.oasis``."""
+
+
+class JobFolder:
+    """A job's place on the disk and its state. Made by ``open_job``."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    def update(self, manifest: Manifest) -> None:
+        """Make ``manifest`` the job's state, on the disk first. Raises OSError."""
+        part = self.path / (MANIFEST + ".part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(manifest.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.path / MANIFEST)
+        self.manifest = manifest
+
+    def add(self, segment: SegmentRecord, complete: bool, problem: str | None) -> None:
+        """Keep a segment whose file is complete. Raises OSError."""
+        make_durable(self.path / segment.name)
+        self.update(self.manifest.with_segment(segment, complete, problem))
+
+    def clean(self) -> None:
+        """Remove what an interruption left half done; segments from the first damaged one on are given up."""
+        segments = self.manifest.segments
+        for number, segment in enumerate(() if self.manifest.joining or self.manifest.joined else segments):
+            file = self.path / segment.name
+            if not file.exists() or hash_file(file) != segment.sha256:
+                log.warning("%s is damaged or missing: made again, with all after it", file)
+                self.update(replace(self.manifest, segments=segments[:number], complete=False))
+                break
+        kept = {MANIFEST, *(segment.name for segment in self.manifest.segments)}
+        for file in self.path.iterdir():
+            if file.name not in kept and _is_ours(file):
+                _delete(file)
+
+    def remove(self) -> None:
+        """Delete the folder; what is not the job's own stays, and the folder with it."""
+        try:
+            for file in sorted(self.path.iterdir(), key=lambda f: f.name == MANIFEST):  # the manifest last
+                if _is_ours(file):
+                    _delete(file)
+            self.path.rmdir()
+        except OSError as e:
+            log.warning("%s could not be removed whole (%s)", self.path, e)
+
+
+def open_job(target: Path, asked: Asked, resume: bool) -> JobFolder:
+    """The job folder for ``target``: a new one, or with ``resume`` the one that is there.
+
+    Raises:
+        OSError: there is one and ``resume`` is False, or it cannot be made.
+        ValueError: it is damaged, or the job of something else; the message says what differs.
+    """
+    path = job_path(target)
+    if path.exists() and not resume:
+        raise FileExistsError(
+            f"an unfinished job for {target} is in {path}: go on with --resume, or delete that folder to start anew"
+        )
+    manifest = read_manifest(path)
+    if manifest is None:
+        path.mkdir(exist_ok=True)
+        folder = JobFolder(path, Manifest(asked))
+        folder.update(folder.manifest)
+    else:
+        if changed := differences(manifest.asked, asked):
+            raise ValueError(
+                f"{path} is of another job ({'; '.join(changed)}): give what it was, or delete that folder to start anew"
+            )
+        if manifest.joined and not target.exists():
+            manifest = Manifest(asked)  # it was finished, and the user has removed it
+        folder = JobFolder(path, manifest)
+        folder.update(manifest)
+    folder.clean()
+    return folder
+
+
+def job_path(target: Path) -> Path:
+    """Where the job folder of a target is."""
+    return target.with_name(target.name + ENDING)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in a job folder; None where there is none. Raises ValueError where it is damaged, OSError."""
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        return Manifest.from_json(text)
+    except ValueError as e:
+        raise ValueError(f"{path / MANIFEST} is damaged ({e}); delete that folder to start anew") from None
+
+
+def make_durable(path: Path) -> None:
+    """Have a file, or all files of a folder, on the disk before going on."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
+
+def _is_ours(file: Path) -> bool:
+    return file.name.startswith((MANIFEST, "segment_", "joined"))
+
+
+def _delete(file: Path) -> None:
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink(missing_ok=True)

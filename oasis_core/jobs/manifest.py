@@ -1,0 +1,130 @@
+"""What a job folder says of itself: what was asked for, and which segments are finished. Pure data, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ..plan import Position
+
+FORMAT = 1
+"""Version of the file; another one is refused."""
+
+Asked = dict[str, "str | int | float | bool | None"]
+"""Everything that the output depends on, flat: ``input.bytes``, ``setting.scale``, ``model``..."""
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """A finished segment."""
+
+    name: str
+    """File or (images) folder in the job folder."""
+    start: int
+    """First frame."""
+    stop: int
+    """Frame after the last one."""
+    next_shot: int
+    """First frame of the shot that frame ``stop`` is in: with it the next segment can be made."""
+    pts: int
+    """Time stamp of the first frame, in the input's time base."""
+    reorder: int
+    """Packets that a frame may come before its turn (B-frames)."""
+    sha256: str
+    seconds: float
+    """Time that it took."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.next_shot <= self.stop and 0 <= self.start < self.stop and self.reorder >= 0):
+            raise ValueError(f"segment {self.name} of frames {self.start} to {self.stop} makes no sense")
+        if "/" in self.name or "\\" in self.name or not self.name.startswith("segment_"):
+            raise ValueError(f"segment file is {self.name!r}; expected a plain name such as segment_00000.nut")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A job's state."""
+
+    asked: Asked
+    segments: tuple[SegmentRecord, ...] = ()
+    chunk_frames: int | None = None
+    """Smaller than what was asked for, since memory ran out; None: as asked."""
+    tile: int | None = None
+    """Likewise."""
+    complete: bool = False
+    """All segments are there."""
+    joining: bool = False
+    """Images are being moved out of them."""
+    joined: bool = False
+    """The target is in place; what is left of the folder may go."""
+    problem: str | None = None
+    """One line where the input broke off."""
+
+    @property
+    def position(self) -> Position:
+        """Where the next segment begins."""
+        return Position(self.segments[-1].stop, self.segments[-1].next_shot) if self.segments else Position()
+
+    def with_segment(self, segment: SegmentRecord, complete: bool, problem: str | None) -> Manifest:
+        return replace(self, segments=(*self.segments, segment), complete=complete, problem=problem)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises ValueError, one line, for anything that ``to_json`` did not write."""
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as e:
+            raise ValueError(f"it is not readable JSON ({e})") from None
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise ValueError(f"it is not a job manifest of format {FORMAT}")
+        segments = data.pop("segments", None)
+        if not isinstance(segments, list):
+            raise ValueError("its segments are not a list")
+        _check_fields(cls, {**data, "segments": ()})
+        asked = data["asked"]
+        if not all(isinstance(v, (str, int, float, bool, type(None))) for v in asked.values()):
+            raise ValueError("what was asked for is not plain text and numbers")
+        records = tuple(_record(s) for s in segments)
+        stops = [0, *(r.stop for r in records)]
+        if any(r.start != stop for r, stop in zip(records, stops, strict=False)):
+            raise ValueError("its segments do not follow each other")
+        return cls(**{**data, "segments": records})
+
+
+def differences(had: Asked, have: Asked) -> list[str]:
+    """One text for each thing that is not what it was."""
+    return [
+        f"{name} was {had.get(name)!r}, is {have.get(name)!r}"
+        for name in sorted({*had, *have})
+        if had.get(name) != have.get(name)
+    ]
+
+
+def _record(data: object) -> SegmentRecord:
+    if not isinstance(data, dict):
+        raise ValueError("a segment is not a JSON object")
+    _check_fields(SegmentRecord, data)
+    return SegmentRecord(**data)
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "int | None": (int, type(None)),
+    "str | None": (str, type(None)), "Asked": (dict,), "tuple[SegmentRecord, ...]": (tuple,),
+}  # fmt: skip
+"""What JSON gives for the annotations above."""
+
+
+def _check_fields(cls: type[Any], data: dict[str, Any]) -> None:
+    names = {f.name: str(f.type) for f in fields(cls)}
+    if set(data) != set(names):
+        raise ValueError(f"its fields are {sorted(data)}; expected {sorted(names)}")
+    for name, kind in names.items():
+        value = data[name]
+        wrong = not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and "bool" not in kind)
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"its {name} is {str(value)[:40]!r}; expected {kind}")

@@ -1,0 +1,118 @@
+"""Reading and writing beside the model: one thread each, with short queues between.
+
+An error on either side reaches the model's thread with its next item; leaving the ``with`` block ends the threads.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+PATIENCE = 0.1
+"""Seconds after which a thread that waits looks whether it is still wanted."""
+
+
+class ReadAhead(Generic[T]):
+    """Iterates ``source`` in a thread of its own, at most ``depth`` items ahead (and the one in its hands)."""
+
+    def __init__(self, source: Iterable[T], depth: int) -> None:
+        self.waited = 0.0
+        """Seconds that the consumer has waited for items."""
+        self._source = source
+        self._items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="oasis-reader", daemon=True)
+
+    def __enter__(self) -> ReadAhead[T]:
+        self._thread.start()
+        return self
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            began = time.monotonic()
+            item, error = self._items.get()
+            self.waited += time.monotonic() - began
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+
+    def _run(self) -> None:
+        iterator = iter(self._source)
+        try:
+            for item in iterator:
+                if not self._offer((item, None)):
+                    return
+            self._offer((None, StopIteration()))
+        except BaseException as e:
+            self._offer((None, e))
+        finally:
+            getattr(iterator, "close", lambda: None)()
+
+    def _offer(self, item: tuple[T | None, BaseException | None]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._items.put(item, timeout=PATIENCE)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class WriteBehind(Generic[T]):
+    """Gives items to ``consume`` in a thread of its own, at most ``depth`` of them waiting.
+
+    Leaving the block waits until every item that was put is consumed, also when an error ends it (what was finished is
+    kept); an error of ``consume`` is raised by the next ``put``, or then.
+    """
+
+    def __init__(self, consume: Callable[[T], None], depth: int) -> None:
+        self.waited = 0.0
+        """Seconds that the producer has waited to put items."""
+        self._consume = consume
+        self._items: queue.Queue[T | None] = queue.Queue(depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="oasis-writer", daemon=True)
+
+    def __enter__(self) -> WriteBehind[T]:
+        self._thread.start()
+        return self
+
+    def put(self, item: T) -> None:
+        began = time.monotonic()
+        self._offer(item)
+        self.waited += time.monotonic() - began
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (item := self._items.get()) is not None:
+            try:
+                self._consume(item)
+            except BaseException as e:
+                self._error = e
+                return
+
+    def _offer(self, item: T | None) -> None:
+        while self._thread.is_alive():
+            try:
+                self._items.put(item, timeout=PATIENCE)
+                return
+            except queue.Full:
+                continue
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._offer(None)
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error

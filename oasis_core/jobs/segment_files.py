@@ -1,0 +1,120 @@
+"""Frames into segment files, and segments into the target."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..plan import Position
+from ..video_io import VideoInfo, VideoWriter, WriterSettings
+from ..video_io.joining import join_videos, packet_order, segment_suffix
+from .fingerprint import hash_file
+from .folder import JobFolder
+from .manifest import SegmentRecord
+
+
+@dataclass(frozen=True)
+class Ready:
+    """One frame to write."""
+
+    rgb: Tensor
+    """``(H, W, 3)`` in [0, 1]."""
+    pts: int
+
+
+@dataclass(frozen=True)
+class Border:
+    """The segment is full."""
+
+    position: Position
+    """Where the next one begins."""
+    complete: bool = False
+    """There is no next one."""
+    problem: str | None = None
+
+
+class SegmentFiles:
+    """Consumes frames and borders in order; each finished segment is recorded in the job's manifest."""
+
+    def __init__(self, folder: JobFolder, width: int, height: int, source: VideoInfo, settings: WriterSettings) -> None:
+        self._folder, self._size, self._settings = folder, (width, height), settings
+        self._source = replace(source, audio=())
+        self._writer: VideoWriter | None = None
+        self._first_pts = 0
+        self._began = time.monotonic()
+
+    def consume(self, item: Ready | Border) -> None:
+        """Raises OSError or ValueError as ``VideoWriter`` does."""
+        if isinstance(item, Border):
+            self._end(item)
+            return
+        if self._writer is None:
+            self._first_pts = item.pts
+            source = replace(self._source, start=item.pts * self._source.time_base)
+            self._writer = VideoWriter(self._path(), *self._size, source, self._settings).__enter__()
+        self._writer.write(item.rgb[None], [item.pts])
+
+    def _path(self) -> Path:
+        number = len(self._folder.manifest.segments)
+        return self._folder.path / f"segment_{number:05d}{segment_suffix(self._settings.codec)}"
+
+    def _end(self, border: Border) -> None:
+        assert self._writer is not None
+        writer, self._writer = self._writer, None
+        writer.__exit__(None, None, None)
+        start = self._folder.manifest.position.frame
+        packets, reorder = (writer.written, 0) if writer.images else packet_order(writer.path)
+        if (packets, writer.written) != (border.position.frame - start,) * 2:
+            raise OSError(
+                f"{writer.path} holds {packets} of {border.position.frame - start} frames: was the disk full?"
+            )
+        now = time.monotonic()
+        record = SegmentRecord(
+            writer.path.name, start, border.position.frame, border.position.shot, self._first_pts, reorder,
+            hash_file(writer.path), round(now - self._began, 3),
+        )  # fmt: skip
+        self._folder.add(record, border.complete, border.problem)
+        self._began = now
+
+    def abort(self) -> None:
+        """Remove the segment that is not finished."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            error = InterruptedError("unfinished segment")
+            writer.__exit__(type(error), error, None)
+
+
+def join_segments(folder: JobFolder, writer: VideoWriter) -> None:
+    """Put the finished segments together in ``writer``'s target (not opened yet), without encoding anew.
+
+    Raises OSError or ValueError as ``VideoWriter`` does; the segments stay.
+    """
+    join_videos([(folder.path / s.name, s.pts, s.reorder) for s in folder.manifest.segments], writer)
+    folder.update(replace(folder.manifest, joined=True))
+
+
+def join_images(folder: JobFolder, target: Path) -> None:
+    """Move the images of all segments into the folder ``target``; goes on where it was interrupted. Raises OSError."""
+    folder.update(replace(folder.manifest, joining=True))
+    _move_images(folder, target)
+    folder.update(replace(folder.manifest, joined=True))
+
+
+def _move_images(folder: JobFolder, target: Path) -> None:
+    joined = folder.path / "joined"
+    if not joined.exists() and (target / f"frame_{folder.manifest.position.frame - 1:05d}.png").exists():
+        return  # interrupted right after the last step below
+    joined.mkdir(exist_ok=True)
+    for segment in folder.manifest.segments:
+        for number in range(segment.stop - segment.start):
+            image = folder.path / segment.name / f"frame_{number:05d}.png"
+            place = joined / f"frame_{segment.start + number:05d}.png"
+            if image.exists() or not place.exists():
+                os.replace(image, place)
+    if target.is_dir():
+        target.rmdir()  # empty: check_target saw to it
+    os.replace(joined, target)

@@ -1,0 +1,64 @@
+"""Where a job is divided into segments. Pure integers, the same for every worker and every attempt.
+
+A segment can only begin where a stream can (``pipeline.Part.restartable``): at the start of a shot, or of a chunk in it,
+where one chunk of discarded warm-up frames brings the cross-fade into the state that it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..patchify import frame_count, latent_length
+from ..plan import Position, plan_chunks, warm_up_start
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames start.frame, ..., stop - 1."""
+
+    start: Position
+    stop: int
+    needed: int
+    """First frame that the model must see to make it."""
+
+
+def ends_segment(held: int, begins_shot: bool, full: int) -> bool:
+    """Whether a segment of ``held`` frames ends where a stream can begin: full, or half full and the place is a cut."""
+    return held >= full or (begins_shot and 2 * held >= full)
+
+
+def plan_segments(
+    length: int, cuts: Iterable[int], size: int, overlap: int, factor: int, full: int
+) -> tuple[Segment, ...]:
+    """The segments of a clip whose length and cuts are known; streamed, a job comes to the same ones.
+
+    Args:
+        cuts: frames that begin a shot (0 does in any case).
+        size, overlap: of chunks, in latent frames of ``factor`` frames.
+        full: frames at which a segment ends as soon as it can.
+
+    Raises:
+        ValueError: no frames, or ``full`` below 1.
+    """
+    if length < 1 or full < 1:
+        raise ValueError(f"clip has {length} frames and a segment {full}; both must be at least 1")
+    starts = sorted({0, *(c for c in cuts if 0 < c < length)})
+    borders = [Position()]
+    for shot, end in zip(starts, [*starts[1:], length], strict=True):
+        for place in _chunk_starts(end - shot, size, overlap, factor):
+            position = Position(shot + place, shot)
+            held = position.frame - borders[-1].frame
+            if ends_segment(held, position.frame == shot, full):
+                borders.append(position)
+    stops = [*(b.frame for b in borders[1:]), length]
+    return tuple(
+        Segment(b, stop, warm_up_start(b, size, overlap, factor)) for b, stop in zip(borders, stops, strict=True)
+    )
+
+
+def _chunk_starts(frames: int, size: int, overlap: int, factor: int) -> list[int]:
+    """Frames of a shot at which its chunks take over."""
+    chunks = plan_chunks(latent_length(frames, factor), size, overlap)
+    latents = [number * (size - overlap) for number in range(len(chunks))]
+    return [frame_count(latent, factor) if latent else 0 for latent in latents]
