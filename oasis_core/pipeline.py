@@ -235,13 +235,13 @@ class Upscaler:
 
     def _encode(self, group: FrameGroup) -> Tensor:
         """z_L ``(1, C, 1, h, w)`` of one group."""
-        return self.model.encode(self._pixels(group), group.first)
+        return self.model.encode(self._pixels(group).to(self.model.project.weight.dtype), group.first)
 
     def _pixels(self, group: FrameGroup) -> Tensor:
-        """The group's frames on the target grid, ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
-        weight = self.model.project.weight
+        """The group's frames on the target grid, fp32 ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
         geometry = self.geometry(*group.frames.shape[1:3])
-        return upsample_and_pad(group.frames.to(weight.device, torch.float32).clamp(0, 1), geometry).to(weight.dtype)
+        device = self.model.project.weight.device
+        return upsample_and_pad(group.frames.to(device, torch.float32).clamp(0, 1), geometry)
 
     def _one_step(self, z_l: Tensor, poll: Callable[[], None] | None) -> Tensor:
         """z_H of a chunk; large frames in tiles."""
@@ -272,7 +272,9 @@ class Upscaler:
         """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
         geometry = self.geometry(*group.frames.shape[1:3])
         pixels = self._pixels(group)
-        sr = self.model.decode(z_h, pixels, first=group.first)
-        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c").float(), geometry) for x in (sr, pixels))
+        narrow = pixels.to(z_h.dtype)
+        # What the number format took from the input comes back: bf16 alone bands in 10 bits.
+        sr = self.model.decode(z_h, narrow, first=group.first).float() + (pixels - narrow.float())
+        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry) for x in (sr, pixels))
         frames = correct_color((sr + 1) / 2, (reference + 1) / 2, self.settings.color)
         return frames[: group.count].cpu()

@@ -27,6 +27,7 @@ from .jobs.shrink import free_memory, is_out_of_memory, smaller, with_plan
 from .pipeline import Progress, Upscaler
 from .plan import Position
 from .video_io import Frame, VideoReader, VideoWriter, WriterSettings
+from .video_io.color_tags import HLG, PQ
 from .video_io.writer import check_target
 
 log = logging.getLogger(__name__)
@@ -91,15 +92,17 @@ def upscale_video(
         on_progress, poll: as in ``Upscaler.stream``.
 
     Raises:
-        ValueError, OSError: a target that cannot be written or is the input itself, a job folder that does not fit, a
-            disk that is full, an input that vanished; one line.
+        ValueError, OSError: interlaced input of which nothing was said, a target that cannot be written or is the input
+            itself, a job folder that does not fit, a disk that is full, an input that vanished; one line.
         MemoryError: not even single frames in the smallest tiles fit.
     """
     source = reader.path
     if source.exists() and target.exists() and source.samefile(target):
         raise ValueError(f"output is the input itself ({target}); give another file")
+    reader.check_progressive()
     geometry = upscaler.geometry(reader.info.height, reader.info.width)
     size = (geometry.out_w, geometry.out_h)
+    _tell_depth(reader, writer)
     before = read_manifest(job_path(target)) if job.resume else None
     if before is None or not before.joining:  # else the images in it are this job's
         check_target(target, *size, writer)
@@ -130,12 +133,23 @@ def upscale_video(
     )  # fmt: skip
 
 
+def _tell_depth(reader: VideoReader, writer: WriterSettings) -> None:
+    depth = writer.depth_for(reader.info.bit_depth)
+    if depth == 8 and reader.info.color.transfer in (PQ, HLG):
+        log.warning("HDR in 8 bits shows bands: leave out --depth, or choose a codec of 10 bits")
+    if depth > 8 and writer.codec == "h264":
+        log.info(
+            "the input has %d bits, so this is 10-bit H.264: more devices play --codec h265", reader.info.bit_depth
+        )
+
+
 def what_is_asked(reader: VideoReader, upscaler: Upscaler, writer: WriterSettings, job: JobSettings) -> Asked:
     """Everything that the output depends on, so that a job goes on only with the same."""
     parts = {"input": hash_input(reader.path), "setting": asdict(upscaler.settings), "output": asdict(writer)}
     asked: Asked = {f"{part}.{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
     asked["setting.segment_frames"] = job.segment_frames
     asked["input.rate"] = str(reader.info.rate)
+    asked["input.deinterlace"] = None if reader.deinterlace is None else reader.deinterlace.value
     asked["model"] = hash_model(upscaler.model)
     asked["routing"] = hash_text(upscaler.routing.to_json())
     asked["encoder"] = ".".join(map(str, av.library_versions["libavcodec"]))
@@ -209,7 +223,7 @@ class _Work:
                 frames = _noting_stamps(ahead, stamps, start.frame - first)
                 try:
                     end = self._feed(frames, stamps, start, behind)
-                    behind.put(Border(Position(end, end), True, self.reader.problem))
+                    behind.put(Border(Position(end, end), True, self.reader.problem, self.reader.end))
                 finally:
                     self.waited += ahead.waited + behind.waited
         finally:

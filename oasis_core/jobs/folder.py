@@ -34,10 +34,10 @@ class JobFolder:
         os.replace(part, self.path / MANIFEST)
         self.manifest = manifest
 
-    def add(self, segment: SegmentRecord, complete: bool, problem: str | None) -> None:
+    def add(self, segment: SegmentRecord, complete: bool, problem: str | None, end: int | None = None) -> None:
         """Keep a segment whose file is complete. Raises OSError."""
         make_durable(self.path / segment.name)
-        self.update(self.manifest.with_segment(segment, complete, problem))
+        self.update(self.manifest.with_segment(segment, complete, problem, end))
 
     def clean(self) -> None:
         """Remove what an interruption left half done; segments from the first damaged one on are given up."""

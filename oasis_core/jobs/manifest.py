@@ -9,7 +9,7 @@ from typing import Any
 
 from ..plan import Position
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file; another one is refused."""
 
 Asked = dict[str, "str | int | float | bool | None"]
@@ -61,14 +61,18 @@ class Manifest:
     """The target is in place; what is left of the folder may go."""
     problem: str | None = None
     """One line where the input broke off."""
+    end: int | None = None
+    """Time stamp at which the last frame ends, once all segments are there; None: not known."""
 
     @property
     def position(self) -> Position:
         """Where the next segment begins."""
         return Position(self.segments[-1].stop, self.segments[-1].next_shot) if self.segments else Position()
 
-    def with_segment(self, segment: SegmentRecord, complete: bool, problem: str | None) -> Manifest:
-        return replace(self, segments=(*self.segments, segment), complete=complete, problem=problem)
+    def with_segment(
+        self, segment: SegmentRecord, complete: bool, problem: str | None, end: int | None = None
+    ) -> Manifest:
+        return replace(self, segments=(*self.segments, segment), complete=complete, problem=problem, end=end)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)

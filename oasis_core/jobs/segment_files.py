@@ -35,6 +35,8 @@ class Border:
     complete: bool = False
     """There is no next one."""
     problem: str | None = None
+    end: int | None = None
+    """Time stamp at which the last frame of all ends."""
 
 
 class SegmentFiles:
@@ -77,7 +79,7 @@ class SegmentFiles:
             writer.path.name, start, border.position.frame, border.position.shot, self._first_pts, reorder,
             hash_file(writer.path), round(now - self._began, 3),
         )  # fmt: skip
-        self._folder.add(record, border.complete, border.problem)
+        self._folder.add(record, border.complete, border.problem, border.end)
         self._began = now
 
     def abort(self) -> None:
@@ -93,7 +95,8 @@ def join_segments(folder: JobFolder, writer: VideoWriter) -> None:
 
     Raises OSError or ValueError as ``VideoWriter`` does; the segments stay.
     """
-    join_videos([(folder.path / s.name, s.pts, s.reorder) for s in folder.manifest.segments], writer)
+    manifest = folder.manifest
+    join_videos([(folder.path / s.name, s.pts, s.reorder) for s in manifest.segments], writer, manifest.end)
     folder.update(replace(folder.manifest, joined=True))
 
 
