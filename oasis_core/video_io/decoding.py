@@ -19,17 +19,16 @@ LEAST_MISSING = 2
 class Decoding:
     """Iterates a stream's frames in display order; a packet that cannot be decoded is left out and counted."""
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
-        self._container = container
+    def __init__(self, packets: Iterator[av.Packet], stream: av.VideoStream) -> None:
+        self._packets = packets
         self._stream = stream
         self._damaged = 0
         self._broken: str | None = None
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
-        packets = self._container.demux(self._stream)
         while True:
             try:
-                packet = next(packets)
+                packet = next(self._packets)
             except StopIteration:
                 return
             except av.FFmpegError as e:
@@ -37,6 +36,14 @@ class Decoding:
                 yield from self._decode(None)  # what the decoder still holds
                 return
             yield from self._decode(packet)
+
+    @property
+    def damaged(self) -> bool:
+        return self._damaged > 0
+
+    def forget(self) -> None:
+        """What was damaged so far does not count."""
+        self._damaged = 0
 
     def lost(self) -> str | None:
         """What could not be read, in part of a line; None: nothing."""
