@@ -467,6 +467,7 @@ def test_a_smaller_plan_survives_an_interruption(
     with monkeypatch.context() as patch:
         limited(patch)
         assert run(clip, whole, model, codec="ffv1") == 0
+    monkeypatch.setenv("OASIS_CACHE", str(tmp_path / "cache"))  # else it would begin with the first job's plan
     with monkeypatch.context() as patch:
         limited(patch)
         stop_after(patch, 25, KeyboardInterrupt())
