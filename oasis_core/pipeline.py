@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .blend import OverlapAdd, TemporalCrossFade
-from .color import ColorMethod, correct_color
+from .color import ColorCorrector, ColorMethod
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
@@ -180,8 +180,13 @@ class Upscaler:
 
     def first_needed(self, start: Position) -> int:
         """Number of the first frame that ``parts`` must be fed to begin at ``start``."""
-        begin = warm_up_start(start, self.chunk, self.chunk_overlap, self.model.config.unshuffle[0])
+        begin = self._begin(start)
         return max(0, begin - SceneCutDetector.MEMORY) if self.settings.scene_cuts else begin
+
+    def _begin(self, start: Position) -> int:
+        """First frame that is worked on."""
+        factor, memory = self.model.config.unshuffle[0], self.settings.color.memory
+        return warm_up_start(start, self.chunk, self.chunk_overlap, factor, memory)
 
     @torch.inference_mode()
     def parts(
@@ -193,18 +198,19 @@ class Upscaler:
             frames: the clip's frames from number ``first_needed(start)`` on, as for ``stream``.
             start: the position of a part that was restartable, under these settings or ones with larger chunks.
         """
-        chunk, overlap, factor = self.chunk, self.chunk_overlap, self.model.config.unshuffle[0]
-        begin = warm_up_start(start, chunk, overlap, factor)
+        factor, begin, memory = self.model.config.unshuffle[0], self._begin(start), self.settings.color.memory
         detector = SceneCutDetector() if self.settings.scene_cuts else None
         numbered = by_shot(frames, self.first_needed(start), begin, start.shot, detector)
         for shot, members in groupby(numbered, key=itemgetter(0)):
             groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
-            at = max(shot, begin)
+            at, color = max(shot, begin), ColorCorrector(self.settings.color)
             for group, z_h, restartable in self._restored(groups, poll):
-                if at >= start.frame:  # what comes before only warms up the cross-fade: the decoder has no memory
+                if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
                     if poll is not None:
                         poll()
-                    yield Part(self._decode(group, z_h), Position(at, shot), restartable)
+                    frames_out = self._decode(group, z_h, color)
+                    if at >= start.frame:
+                        yield Part(frames_out, Position(at, shot), restartable)
                 at += group.count
 
     def _restored(
@@ -268,13 +274,12 @@ class Upscaler:
         asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
         return tile, min(round(asked / pixels), max(0, tile - 1))
 
-    def _decode(self, group: FrameGroup, z_h: Tensor) -> Tensor:
+    def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
         geometry = self.geometry(*group.frames.shape[1:3])
         pixels = self._pixels(group)
         narrow = pixels.to(z_h.dtype)
         # What the number format took from the input comes back: bf16 alone bands in 10 bits.
         sr = self.model.decode(z_h, narrow, first=group.first).float() + (pixels - narrow.float())
-        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry) for x in (sr, pixels))
-        frames = correct_color((sr + 1) / 2, (reference + 1) / 2, self.settings.color)
-        return frames[: group.count].cpu()
+        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[: group.count] for x in (sr, pixels))
+        return color.correct((sr + 1) / 2, (reference + 1) / 2).cpu()
