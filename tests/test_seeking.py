@@ -159,3 +159,14 @@ def test_images_are_entered_at_once(tmp_path: Path) -> None:
     reader = VideoReader(folder)
     (folder / "0.png").write_bytes(b"never read")
     assert [(f.pts, round(float(f.rgb.mean()) * 255)) for f in reader.frames(3)] == [(3, 30), (4, 40)]
+
+
+def test_a_lone_frame_gives_two_fields_one_after_the_other(tmp_path: Path) -> None:
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    reader = VideoReader(source, deinterlace=Deinterlace.FIELD)
+    assert [f.pts * reader.info.time_base for f in reader] == [0, Fraction(1, 50)]

@@ -254,3 +254,9 @@ def test_very_short_h265_can_be_written_again_and_again(tmp_path: Path, frames: 
         with VideoWriter(tmp_path / "out.mp4", 64, 64, info, WriterSettings("h265")) as writer:
             writer.write(torch.zeros(frames, 64, 64, 3), [512 * i for i in range(frames)])
         assert len(list(VideoReader(tmp_path / "out.mp4"))) == frames
+
+
+def test_frames_that_are_too_long_are_refused(tmp_path: Path) -> None:
+    av.VideoFrame.from_ndarray(np.zeros((16, 16400, 3), np.uint8), format="rgb24").save(str(tmp_path / "long.png"))
+    with pytest.raises(ValueError, match="16400x16; a side can have 16384"):
+        VideoReader(tmp_path / "long.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +72,9 @@ def load_checkpoint(
             metadata = Metadata.from_header(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as e:
-        raise ValueError(f"{path} is not a readable safetensors file ({e}); give an OASIS checkpoint") from None
+        raise ValueError(f"{path} is not a readable safetensors file ({_short(e)}); give an OASIS checkpoint") from None
     except ValueError as e:
-        raise ValueError(f"{path} cannot be loaded: {e}") from None
+        raise ValueError(f"{path} cannot be loaded: {_short(e)}") from None
     with torch.device("meta"):
         model = OasisModel(metadata.config)
     _check_tensors(path, model, tensors)
@@ -81,6 +82,11 @@ def load_checkpoint(
         tensors = {name: t.to(dtype) for name, t in tensors.items()}
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(model.eval().requires_grad_(False), metadata)
+
+
+def _short(error: Exception) -> str:
+    """One line, whatever a damaged file has brought into it."""
+    return textwrap.shorten(str(error), 500, placeholder="...")
 
 
 def _check_tensors(path: Path, model: OasisModel, tensors: dict[str, torch.Tensor]) -> None:

@@ -6,6 +6,7 @@ Pure data, hashable, JSON in and out; nothing here touches tensors, so nodes, CL
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -155,7 +156,7 @@ class RoutingSpec:
         try:
             return cls.from_json(text)
         except ValueError as e:
-            raise ValueError(f"routing file {path}: {e}") from None
+            raise ValueError(f"routing file {path}: {textwrap.shorten(str(e), 500, placeholder='...')}") from None
 
 
 def _pattern(value: object, layer: int) -> HeadPattern:

@@ -57,17 +57,29 @@ def deinterlaced(
     One frame for two fields: where the file says that it is interlaced, only frames that say so are touched; else, and
     with one for each field (so that every frame gives two), all of them.
     """
-    base = deinterlaced_info(info, mode).time_base
+    out = deinterlaced_info(info, mode)
+    step = max(1, round(1 / (out.rate * out.time_base)))
+    last: int | None = None
+    for frame, pts in _filtered(pictures, info, mode):
+        at = round(pts / out.time_base)
+        last = at if last is None or at > last else last + step  # a lone frame's second field has the first one's time
+        yield frame, last
+
+
+def _filtered(
+    pictures: Iterable[tuple[av.VideoFrame, int]], info: VideoInfo, mode: Deinterlace
+) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+    """With time stamps in seconds."""
     graph: av.filter.Graph | None = None
     for picture, pts in pictures:
         if graph is None:
             graph = _graph(picture, info, mode)
         picture.pts, picture.time_base = pts, info.time_base
         graph.vpush(picture)
-        yield from _pull(graph, base)
+        yield from _pull(graph)
     if graph is not None:
         graph.vpush(None)
-        yield from _pull(graph, base)
+        yield from _pull(graph)
 
 
 def _graph(picture: av.VideoFrame, info: VideoInfo, mode: Deinterlace) -> av.filter.Graph:
@@ -84,7 +96,7 @@ def _graph(picture: av.VideoFrame, info: VideoInfo, mode: Deinterlace) -> av.fil
     return graph
 
 
-def _pull(graph: av.filter.Graph, base: Fraction) -> Iterator[tuple[av.VideoFrame, int]]:
+def _pull(graph: av.filter.Graph) -> Iterator[tuple[av.VideoFrame, Fraction]]:
     while True:
         try:
             frame = graph.vpull()
@@ -93,4 +105,4 @@ def _pull(graph: av.filter.Graph, base: Fraction) -> Iterator[tuple[av.VideoFram
         assert isinstance(frame, av.VideoFrame)
         assert frame.pts is not None
         assert frame.time_base is not None
-        yield frame, round(frame.pts * frame.time_base / base)
+        yield frame, frame.pts * frame.time_base

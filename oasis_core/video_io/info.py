@@ -16,6 +16,8 @@ TEXT_DEMUXERS = ("tty", "srt", "ass", "webvtt", "lrc")
 """What FFmpeg takes a text file for: it would render one as a picture of a terminal."""
 LOOK = 8
 """Frames that are looked at for fields: titles may be progressive in interlaced video."""
+LONGEST_SIDE = 16384
+"""Pixels; a damaged header asks for more, and for all memory with it."""
 ATTACHED_PICTURE = 0x400
 """FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the cover of an audio file."""
 
@@ -111,8 +113,12 @@ def first_frames(path: Path, container: av.container.InputContainer, count: int 
 
 
 def describe(container: av.container.InputContainer, stream: av.VideoStream, frames: list[av.VideoFrame]) -> VideoInfo:
-    """Facts from the stream and its first frames. Raises ValueError for a colour matrix that cannot be read."""
+    """Facts from the stream and its first frames. Raises ValueError for frames or a colour matrix that cannot be read."""
     frame = frames[0]
+    if max(frame.width, frame.height) > LONGEST_SIDE:
+        raise ValueError(
+            f"{container.name} has frames of {frame.width}x{frame.height}; a side can have {LONGEST_SIDE} pixels at most"
+        )
     rotation, mirrored = orientation(frame)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
