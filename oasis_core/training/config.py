@@ -77,6 +77,9 @@ class StageConfig:
     """Steps in which the adversarial weight rises from 0."""
     reuse: int = 1
     """Times each batch is used, each time turned another way (1 to 4): data that cost too much to make."""
+    train: Literal["all", "transformer", "decoder"] = "all"
+    """What moves. "decoder": projection and decoder learn to draw sharp frames from a code that holds what the
+    low-quality ones lack (``residual_coder.py``), the transformer rests; "transformer": the other way round."""
     routed: bool = False
     """Routing: False: every head global (dense); True: specialised (calibrated before the first such stage)."""
     loss: LossWeights = field(default_factory=LossWeights)
@@ -86,6 +89,10 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r}: steps, batch and frames must be at least 1")
         if self.mode not in ("consistent", "walk"):
             raise ValueError(f"stage {self.name!r}: mode is {self.mode!r}; allowed: consistent, walk")
+        if self.train not in ("all", "transformer", "decoder"):
+            raise ValueError(f"stage {self.name!r}: train is {self.train!r}; allowed: all, transformer, decoder")
+        if self.train == "decoder" and (self.faithful or self.routed or self.loss.adversarial):
+            raise ValueError(f"stage {self.name!r}: a decoder stage has no faithful, routed or adversarial part")
         if not 0 <= self.faithful <= 1:
             raise ValueError(f"stage {self.name!r}: faithful is {self.faithful}; it must be from 0 to 1")
         if not 1 <= self.reuse <= 4:
@@ -113,6 +120,8 @@ class TrainConfig:
     """Folder with ``clips/`` and ``images/``."""
     drop: tuple[str, ...] = ()
     """Glob patterns of files to leave out."""
+    validation: tuple[str, ...] = ()
+    """Glob patterns of clips to hold out: every ``save_every`` steps the averaged model is scored on them."""
     use_licences: str | None = None
     """Regular expression that a file's licence (column 3 of the data's LICENCES.tsv) must match; None: use all."""
     out: str = "out/train"
@@ -130,6 +139,8 @@ class TrainConfig:
     The network then runs without CUDA graphs."""
     discriminator_width: int = 48
     discriminator_lr: float = 2e-4
+    adversary_limit: float = 1.0
+    """The adversarial terms' gradient at the output is scaled down to this many times the other terms'."""
     clip_gradient: float = 1.0
     """Gradients are scaled down to this norm."""
     save_every: int = 1000

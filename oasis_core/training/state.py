@@ -14,6 +14,7 @@ from ..routing.spec import HeadPattern, RoutingSpec
 from .config import StageConfig, TrainConfig
 from .discriminator import UNetDiscriminator
 from .lora import add_adapters, merged
+from .residual_coder import ResidualCoder
 
 
 class TrainState:
@@ -30,6 +31,7 @@ class TrainState:
         self.model.dit.checkpoint_blocks = config.checkpoint_blocks
         self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
         """The average of every weight that is trained."""
+        self.coder = ResidualCoder(config.model).to(device)
         self.adversary = UNetDiscriminator(config.discriminator_width).to(device)
         self.adversary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fused = device.type == "cuda"
@@ -37,6 +39,7 @@ class TrainState:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [p for p in self.trained if p.ndim >= 2]
         vectors = [p for p in self.trained if p.ndim < 2]
+        matrices += list(self.coder.parameters())
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
             lr=1e-4, betas=(0.9, 0.99), fused=fused,
@@ -69,6 +72,15 @@ class TrainState:
         copy.load_state_dict(plain, assign=True)
         return copy.eval().requires_grad_(False)
 
+    def select(self, part: str) -> list[Tensor]:
+        """Let only that part of the model move ("all", "transformer", "decoder"); returns its parameters."""
+        decoder = part == "decoder"
+        for name, p in self.model.named_parameters():
+            if name in self.ema:
+                p.requires_grad_(part == "all" or name.startswith("dit.") != decoder)
+        moving: list[Tensor] = [p for p in self.trained if p.requires_grad]
+        return moving + list(self.coder.parameters()) if decoder else moving
+
     def save(self, path: Path) -> None:
         """Write atomically."""
         part = path.with_name(path.name + ".part")
@@ -84,6 +96,7 @@ class TrainState:
             raise ValueError(f"{path} is not a state of this run ({e}); remove it to start anew") from None
         for name, value in data["ema"].items():
             self.ema[name].copy_(value)
+        self.coder.load_state_dict(data["coder"])
         self.adversary.load_state_dict(data["adversary"])
         self.optimizer.load_state_dict(data["optimizer"])
         self.adversary_optimizer.load_state_dict(data["adversary_optimizer"])
@@ -95,6 +108,7 @@ class TrainState:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema,
+            "coder": self.coder.state_dict(),
             "adversary": self.adversary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "adversary_optimizer": self.adversary_optimizer.state_dict(),
