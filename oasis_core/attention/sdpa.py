@@ -170,7 +170,9 @@ def _frame_runs(length: int, extent: int, most: int) -> Iterator[tuple[slice, ra
 
 @lru_cache(maxsize=16)
 def _tile_mask(tiling: _Tiling, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask ``(rows of tiles, tiles in a row, 1, queries, halo)`` for one key frame: 0 inside the neighbourhood and the grid, else -inf.
+    """Additive mask ``(rows of tiles, tiles in a row, 1, queries, halo)`` for one key frame.
+
+    0 inside the neighbourhood and the grid, else -inf.
 
     Queries in the padding stand in for the last row or column, so that no row is empty (their output is cut off).
     """

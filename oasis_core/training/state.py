@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..model import OasisModel
 from ..routing.spec import HeadPattern, RoutingSpec

@@ -1,7 +1,8 @@
 """Convolutional pixel-shuffle decoder: latent in, what the upsampled low-quality frames lack out.
 
-What it knows of the picture it has from the latent: it draws, the transformer restores. It works on one frame at a time (2D convolutions), so streamed, chunked and whole decoding are the same by construction;
-consistency in time is the transformer's work.
+What it knows of the picture it has from the latent: it draws, the transformer restores. It works on one frame at a time
+(2D convolutions), so streamed, chunked and whole decoding are the same by construction; consistency in time is the
+transformer's work.
 """
 
 from __future__ import annotations
