@@ -1,10 +1,13 @@
-"""Colour correction: give the restored frames the colours of the input, frame by frame.
+"""Colour correction: give the restored frames the colours of the input.
 
-Written from the formulas, which each method states; every frame is treated alone, so streamed equals whole.
+Written from the formulas, which each method states. ``correct_color`` treats every frame alone; ``ColorCorrector`` goes through a
+shot and steadies what is measured on single frames.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from enum import Enum
 
 import torch
@@ -19,6 +22,11 @@ FLAT = 1e-3
 """Standard deviation (a quarter of an 8-bit code value) below which a channel counts as flat: it is moved, and its
 rounding noise is not stretched."""
 
+WINDOW = 8
+"""Frames, the present one the last, that gains are averaged over: a third of a second at 24 frames per second."""
+ALIKE = 0.05
+"""Distance between the references' means (of 1) at which a frame of the window counts by 1/e: a flash has no echo."""
+
 
 class ColorMethod(str, Enum):
     """How colours are carried over from the (upsampled) input."""
@@ -31,6 +39,11 @@ class ColorMethod(str, Enum):
     """Low frequencies come from the input, high ones from the model."""
     LAB = "lab"
     """In CIELAB (D65), a and b get the input's mean and standard deviation; lightness stays the model's."""
+
+    @property
+    def memory(self) -> int:
+        """Frames before one that its correction hangs on, in a ``ColorCorrector``."""
+        return WINDOW - 1 if self in (ColorMethod.ADAIN, ColorMethod.LAB) else 0
 
     @classmethod
     def of(cls, name: str) -> ColorMethod:
@@ -56,24 +69,61 @@ def correct_color(sr: Tensor, reference: Tensor, method: ColorMethod) -> Tensor:
         ValueError: shapes differ, or no such method.
     """
     method = ColorMethod.of(method)
+    return _corrected(sr, reference, method, lambda _, gain: gain)
+
+
+class ColorCorrector:
+    """Corrects the frames of one shot in order; what it does to one depends on that and the ``method.memory`` before it.
+
+    Means are matched frame by frame: brightness follows the input at once, in ramps and in flashes. Gains (ratios of
+    standard deviations) also hang on noise, which comes and goes with the input's key frames: they are averaged, in
+    the logarithm, over the last ``WINDOW`` frames of about the same colour.
+    """
+
+    def __init__(self, method: ColorMethod) -> None:
+        self.method = ColorMethod.of(method)
+        self._past: deque[tuple[Tensor, Tensor]] = deque(maxlen=WINDOW)
+
+    def correct(self, sr: Tensor, reference: Tensor) -> Tensor:
+        """The shot's next frames; arguments, result and errors as ``correct_color``'s."""
+        return _corrected(sr, reference, self.method, self._steady)
+
+    def _steady(self, level: Tensor, gain: Tensor) -> Tensor:
+        """The window's gain ``(C, 1, 1)`` where the present frame's is ``gain``; ``level``: the reference's means (3,)."""
+        self._past.append((level, gain.log()))
+        levels, gains = (torch.stack(x) for x in zip(*self._past, strict=True))
+        weights = (-((levels - level).abs().amax(1) / ALIKE).square()).exp()[:, None, None, None]
+        return ((gains * weights).sum(0) / weights.sum(0)).exp()
+
+
+Steady = Callable[[Tensor, Tensor], Tensor]
+"""From a reference's means and a frame's gain to the gain that is used."""
+
+
+def _corrected(sr: Tensor, reference: Tensor, method: ColorMethod, steady: Steady) -> Tensor:
     if sr.shape != reference.shape or sr.ndim != 4 or sr.shape[-1] != 3:
         raise ValueError(f"frames are {tuple(sr.shape)}, reference {tuple(reference.shape)}; both must be (T, H, W, 3)")
     if method is ColorMethod.NONE:
         return sr.float().clamp(0, 1)
-    correct = {ColorMethod.ADAIN: _adain, ColorMethod.WAVELET: _wavelet, ColorMethod.LAB: _lab}[method]
     out = torch.empty(sr.shape, dtype=torch.float32, device=sr.device)
-    for frame, x, y in zip(out, sr, reference, strict=True):  # one at a time: working memory is a frame's
-        planes = correct(*(rearrange(f.float(), "h w c -> c h w").contiguous() for f in (x, y)))
+    for frame, *pair in zip(out, sr, reference, strict=True):  # one at a time: working memory is a frame's
+        x, y = (rearrange(f.float(), "h w c -> c h w").contiguous() for f in pair)
+        if method is ColorMethod.WAVELET:
+            planes = _wavelet(x, y)
+        elif method is ColorMethod.ADAIN:
+            planes = _adain(x, y, y, steady)
+        else:
+            planes = _lab(x, y, steady)
         frame.copy_(rearrange(planes.clamp_(0, 1), "c h w -> h w c"))
     return out
 
 
-def _adain(x: Tensor, y: Tensor) -> Tensor:
-    """(x - mean_x) / sd_x * sd_y + mean_y for each channel of ``(C, H, W)``."""
+def _adain(x: Tensor, y: Tensor, rgb: Tensor, steady: Steady) -> Tensor:
+    """(x - mean_x) / sd_x * sd_y + mean_y for each channel of ``(C, H, W)``; ``rgb``: the reference's own colours."""
     mean_x, mean_y = x.mean((1, 2), keepdim=True), y.mean((1, 2), keepdim=True)
     x, y = x - mean_x, y - mean_y
     sd_x, sd_y = (d.square().mean((1, 2), keepdim=True).sqrt() for d in (x, y))
-    return x * (sd_y.clamp_min(FLAT) / sd_x.clamp_min(FLAT)) + mean_y
+    return x * steady(rgb.mean((1, 2)), sd_y.clamp_min(FLAT) / sd_x.clamp_min(FLAT)) + mean_y
 
 
 def _wavelet(x: Tensor, y: Tensor) -> Tensor:
@@ -95,7 +145,7 @@ def _low_pass(x: Tensor) -> Tensor:
     return x
 
 
-def _lab(x: Tensor, y: Tensor) -> Tensor:
+def _lab(x: Tensor, y: Tensor, steady: Steady) -> Tensor:
     """a and b of ``(3, H, W)`` by ``_adain`` in CIELAB, L as it is."""
     lab_x, lab_y = rgb_to_lab(x.clamp(0, 1)), rgb_to_lab(y.clamp(0, 1))
-    return lab_to_rgb(torch.cat([lab_x[:1], _adain(lab_x[1:], lab_y[1:])]))
+    return lab_to_rgb(torch.cat([lab_x[:1], _adain(lab_x[1:], lab_y[1:], y, steady)]))

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .blend import OverlapAdd, TemporalCrossFade
-from .color import ColorMethod, correct_color
+from .color import ColorCorrector, ColorMethod
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
@@ -185,8 +185,13 @@ class Upscaler:
 
     def first_needed(self, start: Position) -> int:
         """Number of the first frame that ``parts`` must be fed to begin at ``start``."""
-        begin = warm_up_start(start, self.chunk, self.chunk_overlap, self.model.config.unshuffle[0])
+        begin = self._begin(start)
         return max(0, begin - SceneCutDetector.MEMORY) if self.settings.scene_cuts else begin
+
+    def _begin(self, start: Position) -> int:
+        """First frame that is worked on."""
+        factor, memory = self.model.config.unshuffle[0], self.settings.color.memory
+        return warm_up_start(start, self.chunk, self.chunk_overlap, factor, memory)
 
     @torch.inference_mode()
     def parts(
@@ -199,18 +204,19 @@ class Upscaler:
             start: the position of a part that was restartable, under these settings or ones with larger chunks.
             tally: told of the transformer's blocks.
         """
-        chunk, overlap, factor = self.chunk, self.chunk_overlap, self.model.config.unshuffle[0]
-        begin = warm_up_start(start, chunk, overlap, factor)
+        factor, begin, memory = self.model.config.unshuffle[0], self._begin(start), self.settings.color.memory
         detector = SceneCutDetector() if self.settings.scene_cuts else None
         numbered = by_shot(frames, self.first_needed(start), begin, start.shot, detector)
         for shot, members in groupby(numbered, key=itemgetter(0)):
             groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
-            at = max(shot, begin)
+            at, color = max(shot, begin), ColorCorrector(self.settings.color)
             for group, z_h, restartable in self._restored(groups, poll, tally):
-                if at >= start.frame:  # what comes before only warms up the cross-fade: the decoder has no memory
+                if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
                     if poll is not None:
                         poll()
-                    yield Part(self._decode(group, z_h), Position(at, shot), restartable)
+                    frames_out = self._decode(group, z_h, color)
+                    if at >= start.frame:
+                        yield Part(frames_out, Position(at, shot), restartable)
                 at += group.count
 
     def _restored(
@@ -241,13 +247,13 @@ class Upscaler:
 
     def _encode(self, group: FrameGroup) -> Tensor:
         """z_L ``(1, C, 1, h, w)`` of one group."""
-        return self.model.encode(self._pixels(group), group.first)
+        return self.model.encode(self._pixels(group).to(self.model.project.weight.dtype), group.first)
 
     def _pixels(self, group: FrameGroup) -> Tensor:
-        """The group's frames on the target grid, ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
-        weight = self.model.project.weight
+        """The group's frames on the target grid, fp32 ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
         geometry = self.geometry(*group.frames.shape[1:3])
-        return upsample_and_pad(group.frames.to(weight.device, torch.float32).clamp(0, 1), geometry).to(weight.dtype)
+        device = self.model.project.weight.device
+        return upsample_and_pad(group.frames.to(device, torch.float32).clamp(0, 1), geometry)
 
     def _one_step(self, z_l: Tensor, poll: Poll | None, tally: Tally | None) -> Tensor:
         """z_H of a chunk; large frames in tiles."""
@@ -282,11 +288,12 @@ class Upscaler:
         asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
         return tile, min(round(asked / pixels), max(0, tile - 1))
 
-    def _decode(self, group: FrameGroup, z_h: Tensor) -> Tensor:
+    def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
         geometry = self.geometry(*group.frames.shape[1:3])
         pixels = self._pixels(group)
-        sr = self.model.decode(z_h, pixels, first=group.first)
-        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c").float(), geometry) for x in (sr, pixels))
-        frames = correct_color((sr + 1) / 2, (reference + 1) / 2, self.settings.color)
-        return frames[: group.count].cpu()
+        narrow = pixels.to(z_h.dtype)
+        # What the number format took from the input comes back: bf16 alone bands in 10 bits.
+        sr = self.model.decode(z_h, narrow, first=group.first).float() + (pixels - narrow.float())
+        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[: group.count] for x in (sr, pixels))
+        return color.correct((sr + 1) / 2, (reference + 1) / 2).cpu()

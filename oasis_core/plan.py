@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 
 @dataclass(frozen=True, order=True)
@@ -30,17 +31,18 @@ class Position:
     """First frame of its shot."""
 
 
-def warm_up_start(position: Position, size: int, overlap: int, factor: int) -> int:
+def warm_up_start(position: Position, size: int, overlap: int, factor: int, memory: int = 0) -> int:
     """First frame that the model must see so that the frames from ``position`` on come out as if it had seen them all.
 
     Inside a shot that is the chunk before: what it shares with the next one is cross-faded there, and a last chunk may be
     moved back into it. ``size`` and ``overlap`` in latent frames, ``factor`` frames to each (a shot's first frame has one
-    of its own).
+    of its own). ``memory``: frames before ``position`` that must come out so too; more chunks where it does not fit.
     """
     if position.frame == position.shot:
         return position.frame
     latent = 1 + (position.frame - position.shot - 1) // factor
-    before = latent - (size - overlap)
+    stride = size - overlap
+    before = latent - stride * (1 + ceil(memory / (factor * stride)))
     return position.shot if before <= 0 else position.shot + 1 + factor * (before - 1)
 
 

@@ -85,6 +85,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line, red=True, bold=True)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what the user's jobs have remembered."""
+    monkeypatch.setenv("OASIS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def comfyui(pytestconfig: pytest.Config) -> ComfyUI:
     """The real ComfyUI; only for tests marked ``comfy``."""

@@ -322,7 +322,7 @@ def test_an_interruption_while_segments_are_joined_or_removed_costs_nothing(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": 2}', "\xff", '{"format": 1, "asked": 5}', "[" * 99999]
+    "text", ["", "{", "[]", "{}", '{"format": 1}', "\xff", '{"format": 2, "asked": 5}', "[" * 99999]
 )
 def test_a_damaged_manifest_is_told_in_one_line(
     tmp_path: Path, model: Path, clip: Path, text: str, capsys: pytest.CaptureFixture[str]
@@ -405,8 +405,8 @@ def test_an_input_that_vanishes_is_no_short_film(
     source.write_bytes(clip.read_bytes())
     real = VideoReader.frames
 
-    def frames(self: VideoReader, first: int = 0) -> Iterator[object]:
-        for number, frame in enumerate(real(self, first)):
+    def frames(self: VideoReader, *args: object) -> Iterator[object]:
+        for number, frame in enumerate(real(self, *args)):  # type: ignore[arg-type]
             if number == 30:
                 source.unlink()
                 return
@@ -467,6 +467,7 @@ def test_a_smaller_plan_survives_an_interruption(
     with monkeypatch.context() as patch:
         limited(patch)
         assert run(clip, whole, model, codec="ffv1") == 0
+    monkeypatch.setenv("OASIS_CACHE", str(tmp_path / "cache"))  # else it would begin with the first job's plan
     with monkeypatch.context() as patch:
         limited(patch)
         stop_after(patch, 25, KeyboardInterrupt())

@@ -16,7 +16,7 @@ from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.spec import RoutingSpec
-from ..video_io import CODECS, VideoReader, WriterSettings
+from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
 from .device import choose_device, choose_dtype
@@ -38,6 +38,7 @@ class Job:
     device: str = "auto"
     dtype: str = "auto"
     fps: Fraction | None = None
+    deinterlace: Deinterlace | None = None
     keep: JobSettings = JobSettings()
 
 
@@ -67,6 +68,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--codec", default="h264", help=f"{', '.join(CODECS)} (default h264; ffv1 and png are lossless)"
     )
     parser.add_argument("--crf", type=int, help="quality, lower is better (default: the codec's)")
+    parser.add_argument("--depth", type=int, help="bits of a colour value: 8, 10 or 16 (default: as the input)")
+    parser.add_argument(
+        "--deinterlace",
+        help="interlaced input: frame (one frame for two fields), field (one for each: twice the rate), "
+        "none (it is progressive in truth); default: refuse it",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--fps", help="frames per second of an image sequence (default 24)")
@@ -90,9 +97,12 @@ def run(args: argparse.Namespace) -> int:
         chunk_frames=args.chunk, chunk_overlap=args.overlap, tile=args.tile, scene_cuts=not args.no_scene_cuts,
     )  # fmt: skip
     fps = None if args.fps is None else as_fraction(args.fps)
-    writer = WriterSettings(args.codec, args.crf)
+    writer = WriterSettings(args.codec, args.crf, args.depth)
     keep = JobSettings(args.resume, args.segment)
-    job = Job(args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, keep)
+    fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
+    job = Job(
+        args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep
+    )  # fmt: skip
     if args.plan:
         print(plan(job))
         return 0
@@ -135,7 +145,8 @@ def plan(job: Job) -> Estimate:
 
 
 def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
-    reader = VideoReader(job.source, job.fps)
+    reader = VideoReader(job.source, job.fps, job.deinterlace)
+    reader.check_progressive()
     device = choose_device(job.device)
     checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
     routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)

@@ -10,6 +10,7 @@ from ..pipeline import Upscaler
 from ..plan import plan_tiles
 from ..video_io import VideoInfo
 from .folder import job_path, read_manifest
+from .remembered import recall
 from .segments import plan_segments
 
 BITS_PER_PIXEL = {"h264": 0.15, "h265": 0.1, "av1": 0.08, "prores": 4.0, "ffv1": 5.0, "png": 8.0}
@@ -35,6 +36,9 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
     Raises:
         ValueError: sizes that cannot be had, or a damaged job folder.
     """
+    known = recall(upscaler, info.height, info.width)
+    less = "" if known is None else ", since more ran out of memory on this device before"
+    upscaler = known or upscaler
     geometry, cell = upscaler.geometry(info.height, info.width), upscaler.model.config.pixel_multiple
     rows, columns = geometry.pad_h // cell[0], geometry.pad_w // cell[1]
     tile, overlap = upscaler.tiling(rows, columns)
@@ -52,7 +56,7 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
         disk = f"about {_size(copies * size)} while it runs, {_size(size)} in the end ({codec}, give or take a factor of 3)"
     return Estimate((
         ("output", f"{geometry.out_w}x{geometry.out_h}, {info.frames or 'an unknown number of'} frames"),
-        ("chunk", f"{upscaler.settings.chunk_frames} frames, {upscaler.chunk_overlap} latent frames shared"),
+        ("chunk", f"{upscaler.settings.chunk_frames} frames, {upscaler.chunk_overlap} latent frames shared{less}"),
         ("tile", told),
         ("segments", f"{segments}, of {segment_frames} frames"),
         ("memory", f"about {_size(memory + weights)} on the device, {_size(weights)} of it weights"),

@@ -7,9 +7,11 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 
 from .fingerprint import hash_file
-from .manifest import Asked, Manifest, SegmentRecord, differences
+from .lock import JobLock
+from .manifest import Asked, Border, Manifest, SegmentRecord, differences
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +21,16 @@ ENDING = ".oasis"
 
 
 class JobFolder:
-    """A job's place on the disk and its state. Made by ``open_job``."""
+    """A job's place on the disk and its state, held by this process until the ``with`` block ends. Made by ``open_job``."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, lock: JobLock) -> None:
+        self.path, self.manifest, self._lock = path, manifest, lock
+
+    def __enter__(self) -> JobFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._lock.release()
 
     def update(self, manifest: Manifest) -> None:
         """Make ``manifest`` the job's state, on the disk first. Raises OSError."""
@@ -34,10 +42,10 @@ class JobFolder:
         os.replace(part, self.path / MANIFEST)
         self.manifest = manifest
 
-    def add(self, segment: SegmentRecord, complete: bool, problem: str | None) -> None:
-        """Keep a segment whose file is complete. Raises OSError."""
+    def add(self, segment: SegmentRecord, border: Border) -> None:
+        """Keep a segment whose file is complete, up to ``border``. Raises OSError."""
         make_durable(self.path / segment.name)
-        self.update(self.manifest.with_segment(segment, complete, problem))
+        self.update(self.manifest.with_segment(segment, border))
 
     def clean(self) -> None:
         """Remove what an interruption left half done; segments from the first damaged one on are given up."""
@@ -59,6 +67,7 @@ class JobFolder:
             for file in sorted(self.path.iterdir(), key=lambda f: f.name == MANIFEST):  # the manifest last
                 if _is_ours(file):
                     _delete(file)
+            self._lock.release_and_remove()
             self.path.rmdir()
         except OSError as e:
             log.warning("%s could not be removed whole (%s)", self.path, e)
@@ -68,18 +77,28 @@ def open_job(target: Path, asked: Asked, resume: bool) -> JobFolder:
     """The job folder for ``target``: a new one, or with ``resume`` the one that is there.
 
     Raises:
-        OSError: there is one and ``resume`` is False, or it cannot be made.
+        OSError: there is one and ``resume`` is False, another process is at work in it, or it cannot be made.
         ValueError: it is damaged, or the job of something else; the message says what differs.
     """
     path = job_path(target)
-    if path.exists() and not resume:
-        raise FileExistsError(
-            f"an unfinished job for {target} is in {path}: go on with --resume, or delete that folder to start anew"
-        )
+    existed = path.exists()
+    path.mkdir(exist_ok=True)
+    lock = JobLock(path)
+    try:
+        if existed and not resume:
+            raise FileExistsError(
+                f"an unfinished job for {target} is in {path}: go on with --resume, or delete that folder to start anew"
+            )
+        return _opened(path, target, asked, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _opened(path: Path, target: Path, asked: Asked, lock: JobLock) -> JobFolder:
     manifest = read_manifest(path)
     if manifest is None:
-        path.mkdir(exist_ok=True)
-        folder = JobFolder(path, Manifest(asked))
+        folder = JobFolder(path, Manifest(asked), lock)
         folder.update(folder.manifest)
     else:
         if changed := differences(manifest.asked, asked):
@@ -88,7 +107,7 @@ def open_job(target: Path, asked: Asked, resume: bool) -> JobFolder:
             )
         if manifest.joined and not target.exists():
             manifest = Manifest(asked)  # it was finished, and the user has removed it
-        folder = JobFolder(path, manifest)
+        folder = JobFolder(path, manifest, lock)
         folder.update(manifest)
     folder.clean()
     return folder

@@ -9,11 +9,27 @@ from typing import Any
 
 from ..plan import Position
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file; another one is refused."""
 
 Asked = dict[str, "str | int | float | bool | None"]
 """Everything that the output depends on, flat: ``input.bytes``, ``setting.scale``, ``model``..."""
+
+
+@dataclass(frozen=True)
+class Border:
+    """The end of a segment that is full."""
+
+    position: Position
+    """Where the next one begins."""
+    complete: bool = False
+    """There is no next one."""
+    problem: str | None = None
+    """One line where the input broke off."""
+    end: int | None = None
+    """Time stamp at which the last frame of all ends."""
+    exact: bool = True
+    """Whether all frames up to it can be found again by their time stamps."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,8 @@ class SegmentRecord:
     """First frame of the shot that frame ``stop`` is in: with it the next segment can be made."""
     pts: int
     """Time stamp of the first frame, in the input's time base."""
+    checksum: int
+    """The first frame's, as it came from the input (``Frame.checksum``)."""
     reorder: int
     """Packets that a frame may come before its turn (B-frames)."""
     sha256: str
@@ -61,14 +79,21 @@ class Manifest:
     """The target is in place; what is left of the folder may go."""
     problem: str | None = None
     """One line where the input broke off."""
+    end: int | None = None
+    """Time stamp at which the last frame ends, once all segments are there; None: not known."""
+    exact: bool = True
+    """Whether frames of the input can be found by their time stamps, as far as it was read."""
 
     @property
     def position(self) -> Position:
         """Where the next segment begins."""
         return Position(self.segments[-1].stop, self.segments[-1].next_shot) if self.segments else Position()
 
-    def with_segment(self, segment: SegmentRecord, complete: bool, problem: str | None) -> Manifest:
-        return replace(self, segments=(*self.segments, segment), complete=complete, problem=problem)
+    def with_segment(self, segment: SegmentRecord, border: Border) -> Manifest:
+        return replace(
+            self, segments=(*self.segments, segment), complete=border.complete, problem=border.problem, end=border.end,
+            exact=self.exact and border.exact,
+        )  # fmt: skip
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)

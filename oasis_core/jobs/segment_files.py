@@ -9,12 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..plan import Position
 from ..video_io import VideoInfo, VideoWriter, WriterSettings
 from ..video_io.joining import join_videos, packet_order, segment_suffix
 from .fingerprint import hash_file
 from .folder import JobFolder
-from .manifest import SegmentRecord
+from .manifest import Border, SegmentRecord
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,8 @@ class Ready:
     rgb: Tensor
     """``(H, W, 3)`` in [0, 1]."""
     pts: int
-
-
-@dataclass(frozen=True)
-class Border:
-    """The segment is full."""
-
-    position: Position
-    """Where the next one begins."""
-    complete: bool = False
-    """There is no next one."""
-    problem: str | None = None
+    checksum: int
+    """Of the input's frame."""
 
 
 class SegmentFiles:
@@ -44,7 +34,7 @@ class SegmentFiles:
         self._folder, self._size, self._settings = folder, (width, height), settings
         self._source = replace(source, audio=())
         self._writer: VideoWriter | None = None
-        self._first_pts = 0
+        self._first: Ready | None = None
         self._began = time.monotonic()
 
     def consume(self, item: Ready | Border) -> None:
@@ -53,7 +43,7 @@ class SegmentFiles:
             self._end(item)
             return
         if self._writer is None:
-            self._first_pts = item.pts
+            self._first = item
             source = replace(self._source, start=item.pts * self._source.time_base)
             self._writer = VideoWriter(self._path(), *self._size, source, self._settings).__enter__()
         self._writer.write(item.rgb[None], [item.pts])
@@ -64,6 +54,7 @@ class SegmentFiles:
 
     def _end(self, border: Border) -> None:
         assert self._writer is not None
+        assert self._first is not None
         writer, self._writer = self._writer, None
         writer.__exit__(None, None, None)
         start = self._folder.manifest.position.frame
@@ -74,10 +65,10 @@ class SegmentFiles:
             )
         now = time.monotonic()
         record = SegmentRecord(
-            writer.path.name, start, border.position.frame, border.position.shot, self._first_pts, reorder,
-            hash_file(writer.path), round(now - self._began, 3),
+            writer.path.name, start, border.position.frame, border.position.shot, self._first.pts, self._first.checksum,
+            reorder, hash_file(writer.path), round(now - self._began, 3),
         )  # fmt: skip
-        self._folder.add(record, border.complete, border.problem)
+        self._folder.add(record, border)
         self._began = now
 
     def abort(self) -> None:
@@ -93,7 +84,8 @@ def join_segments(folder: JobFolder, writer: VideoWriter) -> None:
 
     Raises OSError or ValueError as ``VideoWriter`` does; the segments stay.
     """
-    join_videos([(folder.path / s.name, s.pts, s.reorder) for s in folder.manifest.segments], writer)
+    manifest = folder.manifest
+    join_videos([(folder.path / s.name, s.pts, s.reorder) for s in manifest.segments], writer, manifest.end)
     folder.update(replace(folder.manifest, joined=True))
 
 

@@ -20,7 +20,7 @@ class Segment:
     start: Position
     stop: int
     needed: int
-    """First frame that the model must see to make it."""
+    """First frame that the model must see to make it (earlier ones where colour correction has a memory)."""
 
 
 def ends_segment(held: int, begins_shot: bool, full: int) -> bool:

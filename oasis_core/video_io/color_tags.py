@@ -15,10 +15,17 @@ LUMA_WEIGHTS = {
     9: (0.2627, 0.0593),
 }
 """(Kr, Kb) by matrix number (ITU-T H.273 MatrixCoefficients, as FFmpeg's AVColorSpace): 1 BT.709, 5 and 6 BT.601, 9 BT.2020."""
-BT709, BT601 = 1, 6
+BT709, BT601, BT2020 = 1, 6, 9
+"""As matrix and as primaries."""
 UNSPECIFIED = 2
-FULL_RANGE = 2
-"""FFmpeg's AVCOL_RANGE_JPEG; 1 is limited."""
+UNSTATED = (0, UNSPECIFIED, 3)
+"""Matrix numbers that say nothing of YUV: RGB, unspecified, reserved."""
+PQ, HLG = 16, 18
+"""Transfer functions of HDR (ITU-R BT.2100), which come with BT.2020's primaries and matrix where nothing is said."""
+BT2020_TRANSFER = 14
+"""BT.2020 at 10 bits: the same curve as BT.709's."""
+LIMITED_RANGE, FULL_RANGE = 1, 2
+"""FFmpeg's AVCOL_RANGE_MPEG and AVCOL_RANGE_JPEG."""
 HD_HEIGHT = 720
 """Frames of this height and more are BT.709 where nothing is said, smaller ones BT.601: what players assume."""
 
@@ -34,9 +41,40 @@ class ColorTags:
 
     @classmethod
     def of(cls, matrix: int, color_range: int, primaries: int, transfer: int, height: int) -> ColorTags:
-        """Tags as found in a file; an unstated matrix is the one that players assume for that height."""
-        known = matrix if matrix in LUMA_WEIGHTS else (BT709 if height >= HD_HEIGHT else BT601)
-        return cls(known, color_range == FULL_RANGE, primaries, transfer)
+        """Tags as found in a file; an unstated matrix is BT.2020's for its primaries and HDR, else what players assume.
+
+        Raises:
+            ValueError: a matrix that is stated and none of ``LUMA_WEIGHTS``.
+        """
+        if matrix not in LUMA_WEIGHTS and matrix not in UNSTATED:
+            raise ValueError(
+                f"its colour matrix is number {matrix} of ITU-T H.273; BT.601, BT.709, BT.2020 (not constant luminance), "
+                "FCC and SMPTE 240M can be read: convert it first"
+            )
+        if transfer in (PQ, HLG) and primaries == UNSPECIFIED:
+            primaries = BT2020
+        usual = BT2020 if primaries == BT2020 else BT709 if height >= HD_HEIGHT else BT601
+        return cls(matrix if matrix in LUMA_WEIGHTS else usual, color_range == FULL_RANGE, primaries, transfer)
+
+    def for_output(self, height: int, *, yuv: bool) -> ColorTags:
+        """What an upscaled video of that height says of itself; ``yuv``: these tags are of YUV, so range and matrix count.
+
+        Stated primaries and transfer are kept; where primaries are not, they and the matrix are the usual ones for the
+        height, except that BT.2020 stays. RGB becomes limited range: full range is crushed in many players.
+        """
+        usual = BT709 if height >= HD_HEIGHT else BT601
+        wide = BT2020 in (self.primaries, self.matrix if yuv else UNSPECIFIED)
+        stated = self.primaries != UNSPECIFIED
+        matrix = self.matrix if yuv and stated else BT2020 if wide else usual
+        primaries = self.primaries if stated else matrix
+        transfer = self.transfer if self.transfer != UNSPECIFIED else BT2020_TRANSFER if wide else usual
+        return ColorTags(matrix, yuv and self.full_range, primaries, transfer)
+
+    def for_prores(self) -> ColorTags:
+        """The same in the few names that ProRes' header knows: limited range; one number for each matrix and curve."""
+        same = {BT601: BT709, BT2020_TRANSFER: BT709, 15: BT709}  # three more numbers for BT.709's curve
+        matrix = BT601 if self.matrix == 5 else self.matrix
+        return ColorTags(matrix, False, self.primaries, same.get(self.transfer, self.transfer))
 
 
 def yuv_to_rgb(yuv: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:

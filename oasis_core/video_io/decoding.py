@@ -19,17 +19,16 @@ LEAST_MISSING = 2
 class Decoding:
     """Iterates a stream's frames in display order; a packet that cannot be decoded is left out and counted."""
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
-        self._container = container
+    def __init__(self, packets: Iterator[av.Packet], stream: av.VideoStream) -> None:
+        self._packets = packets
         self._stream = stream
         self._damaged = 0
         self._broken: str | None = None
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
-        packets = self._container.demux(self._stream)
         while True:
             try:
-                packet = next(packets)
+                packet = next(self._packets)
             except StopIteration:
                 return
             except av.FFmpegError as e:
@@ -37,6 +36,14 @@ class Decoding:
                 yield from self._decode(None)  # what the decoder still holds
                 return
             yield from self._decode(packet)
+
+    @property
+    def damaged(self) -> bool:
+        return self._damaged > 0
+
+    def forget(self) -> None:
+        """What was damaged so far does not count."""
+        self._damaged = 0
 
     def lost(self) -> str | None:
         """What could not be read, in part of a line; None: nothing."""
@@ -59,24 +66,41 @@ class Decoding:
         yield from frames
 
 
-def missing_end(stream: av.VideoStream, info: VideoInfo, ended: Fraction | None) -> str | None:
-    """Whether pictures that end at second ``ended`` fall short of what the header announces, even if nothing complained."""
-    announced = _announced(stream, info)
+def missing_end(stream: av.VideoStream, info: VideoInfo, frames: int, ended: Fraction | None) -> str | None:
+    """Whether ``frames`` pictures that end at second ``ended`` fall short of what the header announces, in part of a line.
+
+    MP4 announces both: an edit list hides frames, and a last frame may be long, but who lacks frames and time is cut off.
+    """
+    announced = _announced(stream)
     if announced is None or ended is None:
         return None
     begin = (stream.start_time or 0) * (stream.time_base or info.time_base)
     missing = announced - (ended - begin)
     if missing <= max(LEAST_MISSING / info.rate, announced * TOLERANCE):
         return None
+    if info.frames and info.frames - frames <= max(Fraction(LEAST_MISSING), info.frames * TOLERANCE):
+        return None
     return f"the file is cut off after {float(ended - begin):.2f} of {float(announced):.2f} seconds"
 
 
-def _announced(stream: av.VideoStream, info: VideoInfo) -> Fraction | None:
-    """Seconds of pictures by the header: frames at their rate (MP4), or Matroska's statistics of the track."""
-    if info.frames:
-        return info.frames / info.rate
+def _announced(stream: av.VideoStream) -> Fraction | None:
+    """Seconds of pictures by the header: where it counts frames (MP4) the stream's, or Matroska's statistics of the track."""
+    if stream.frames and stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
     found = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if found is None:
         return None
     hours, minutes, seconds = found.groups()
     return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+
+
+def last_duration(stream: av.VideoStream, pts: int, own: int) -> int:
+    """How long a video's last frame is shown, in the stream's time base.
+
+    In MP4 a frame's ``own`` duration is the time to the next one to decode: there it is what the stream lasts beyond it.
+    """
+    if stream.frames and stream.duration:
+        rest = (stream.start_time or 0) + stream.duration - pts
+        if rest > 0:
+            return int(rest)
+    return own

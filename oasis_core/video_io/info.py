@@ -8,12 +8,14 @@ from pathlib import Path
 
 import av
 
-from .color_tags import ColorTags
+from .color_tags import UNSPECIFIED, ColorTags
 from .orientation import orientation
-from .planes import depth_of
+from .planes import depth_of, is_yuv
 
 TEXT_DEMUXERS = ("tty", "srt", "ass", "webvtt", "lrc")
 """What FFmpeg takes a text file for: it would render one as a picture of a terminal."""
+LOOK = 8
+"""Frames that are looked at for fields: titles may be progressive in interlaced video."""
 ATTACHED_PICTURE = 0x400
 """FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the cover of an audio file."""
 
@@ -44,6 +46,8 @@ class VideoInfo:
     """Whether the reader also mirrors the turned picture, left to right."""
     start: Fraction = Fraction(0)
     """Second at which the file's clock starts (transport streams: anywhere); the writer makes it 0 for picture and sound."""
+    interlaced: bool = False
+    """Whether one of the first frames says that it is two fields."""
 
     duration: float | None = None
     """Seconds that the file says it lasts; None where it does not."""
@@ -67,7 +71,7 @@ def probe(path: Path) -> VideoInfo:
         FileNotFoundError: no such file. ValueError: not a video, or no frame in it. One line each.
     """
     with open_video(path) as container:
-        return describe(container, video_stream(container), first_frame(path, container))
+        return describe(container, video_stream(container), first_frames(path, container))
 
 
 def open_video(path: Path) -> av.container.InputContainer:
@@ -100,18 +104,25 @@ def _pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
     ]
 
 
-def first_frame(path: Path, container: av.container.InputContainer) -> av.VideoFrame:
-    """Decode one frame. Raises ValueError where there is none."""
+def first_frames(path: Path, container: av.container.InputContainer, count: int = LOOK) -> list[av.VideoFrame]:
+    """Decode the first ``count`` frames, or as many as there are. Raises ValueError where there is none."""
+    found: list[av.VideoFrame] = []
     try:
         for frame in container.decode(video_stream(container)):
-            return frame
+            found.append(frame)
+            if len(found) == count:
+                break
     except av.FFmpegError as e:
-        raise ValueError(f"{path} has no frame that can be decoded ({_short(e)})") from None
-    raise ValueError(f"{path} has no frames; give a video with at least one")
+        if not found:
+            raise ValueError(f"{path} has no frame that can be decoded ({_short(e)})") from None
+    if not found:
+        raise ValueError(f"{path} has no frames; give a video with at least one")
+    return found
 
 
-def describe(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> VideoInfo:
-    """Facts from the stream and its first frame."""
+def describe(container: av.container.InputContainer, stream: av.VideoStream, frames: list[av.VideoFrame]) -> VideoInfo:
+    """Facts from the stream and its first frames. Raises ValueError for a colour matrix that cannot be read."""
+    frame = frames[0]
     rotation, mirrored = orientation(frame)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -119,9 +130,13 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fra
         width, height, aspect = height, width, 1 / aspect
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     context = stream.codec_context  # PyAV 16 has no primaries on frames
-    tags = ColorTags.of(
-        frame.colorspace, frame.color_range, int(context.color_primaries), int(context.color_trc), frame.height
-    )
+    matrix = frame.colorspace if is_yuv(frame.format) else UNSPECIFIED
+    try:
+        tags = ColorTags.of(
+            matrix, frame.color_range, int(context.color_primaries), int(context.color_trc), frame.height
+        )
+    except ValueError as e:
+        raise ValueError(f"{container.name} cannot be used: {e}") from None
     if frame.format.name.startswith("yuvj"):
         tags = ColorTags(tags.matrix, True, tags.primaries, tags.transfer)
     audio = tuple(s.codec_context.name for s in container.streams.audio if s.codec_context is not None)
@@ -129,6 +144,7 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fra
     return VideoInfo(
         width, height, stream.frames or None, rate, stream.time_base or 1 / rate, rotation, aspect,
         frame.format.name, depth_of(frame.format), tags, audio, mirrored, start,
+        any(f.interlaced_frame for f in frames),
         duration=container.duration / av.time_base if container.duration else None,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -28,13 +29,14 @@ def packet_order(path: Path) -> tuple[int, int]:
     return len(stamps), max((number - ranks[pts] for number, pts in enumerate(stamps)), default=0)
 
 
-def join_videos(segments: Sequence[tuple[Path, int, int]], writer: VideoWriter) -> None:
+def join_videos(segments: Sequence[tuple[Path, int, int]], writer: VideoWriter, end: int | None = None) -> None:
     """Write all segments into ``writer``'s target, which is opened and finished here.
 
     Decoding times are made anew over the whole: the k-th packet's is the (k - reorder)-th smallest time stamp.
 
     Args:
         segments: file, first frame's time stamp (in the writer's source's time base) and ``packet_order``'s reorder.
+        end: time stamp at which the last frame ends, likewise; None: not known.
 
     Raises:
         OSError: a segment or the target; ValueError as ``VideoWriter`` does.
@@ -43,15 +45,24 @@ def join_videos(segments: Sequence[tuple[Path, int, int]], writer: VideoWriter) 
     delay = max(reorder for _, _, reorder in segments)
     step = max(1, round(1 / (writer.source.rate * base)))
     first = segments[0][1]
+    # A segment's last frame is shown until the next one begins.
+    ends = [*(start for _, start, _ in segments[1:]), end]
     decoding = deque(first - step * (delay - i) for i in range(delay))
     with writer:
-        for path, start, _ in segments:
+        for (path, start, _), stop in zip(segments, ends, strict=True):
             stamps = _stamps(path, base)
             shift = start - min(stamps)
-            decoding.extend(sorted(pts + shift for pts in stamps))
+            shown = sorted(pts + shift for pts in stamps)
+            decoding.extend(shown)
+            stop = shown[-1] + step if stop is None else stop
+            lengths = dict(zip(shown, (b - a for a, b in pairwise([*shown, stop])), strict=True))
             with _open(path) as container:
-                for packet, pts in zip(_packets(container), stamps, strict=True):
-                    writer.copy(packet, pts + shift, decoding.popleft())
+                for number, (packet, pts) in enumerate(zip(_packets(container), stamps, strict=True), 1):
+                    dts, length = decoding.popleft(), lengths[pts + shift]
+                    if writer.sums_durations and number == len(stamps):
+                        # Samples last from one decoding to the next, and the last one so long that they reach the end.
+                        length = max(length, stop - first - (dts - (first - step * delay)))
+                    writer.copy(packet, pts + shift, dts, length)
 
 
 def _stamps(path: Path, base: Fraction) -> list[int]:

@@ -6,8 +6,13 @@ on every other one, half a pixel to the left (ITU-T H.264, figure E-1, type 0). 
 
 from __future__ import annotations
 
+from fractions import Fraction
+from pathlib import Path
+
 import av
 import numpy as np
+
+from .color_tags import FULL_RANGE, LIMITED_RANGE, ColorTags
 
 FACTORS = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2), "411": (4, 1), "410": (4, 4)}
 """Columns and rows of luma to one of chroma, by FFmpeg's names."""
@@ -44,21 +49,78 @@ def make_frame(codes: np.ndarray, pix_fmt: str, *, centred: bool) -> av.VideoFra
     frame = av.VideoFrame(width, height, pix_fmt)
     depth = depth_of(frame.format)
     factors = _factors(frame.format, width, height)
-    kind = np.dtype("u1") if depth <= 8 else np.dtype("<u2")
     for plane, values in zip(
         frame.planes, [codes[0], *(_shrink(c, *factors, centred) for c in codes[1:])], strict=True
     ):
-        raw = np.clip(np.rint(values), 0, 2**depth - 1).astype(kind).view(np.uint8)
-        rows = np.zeros((len(raw), plane.line_size), np.uint8)
-        rows[:, : raw.shape[1]] = raw
-        plane.update(rows.tobytes())
+        _fill(plane, values, depth)
     return frame
+
+
+def read_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """Any frame that is not YUV, ``(H, W, 3)`` float32 in [0, 1]: code values over the largest one."""
+    fmt, depth = frame.format, depth_of(frame.format)
+    if fmt.name.startswith("gbr") and not fmt.is_big_endian and not _is_float(fmt):
+        green, blue, red = (_values(frame.planes[i], depth) for i in range(3))
+        return np.stack([red, green, blue], -1) / np.float32(2**depth - 1)
+    picture = frame.to_ndarray(format="rgb48le" if depth > 8 else "rgb24")
+    return picture.astype(np.float32) / (65535 if depth > 8 else 255)
+
+
+def make_rgb_frame(rgb: np.ndarray, pix_fmt: str) -> av.VideoFrame:
+    """``(H, W, 3)`` in [0, 1] to an RGB frame, rounded: planar (gbrp...) of any depth, or any format of 8 bits."""
+    if not pix_fmt.startswith("gbrp"):
+        codes = np.ascontiguousarray(np.rint(rgb * 255).astype(np.uint8))
+        return av.VideoFrame.from_ndarray(codes, format="rgb24").reformat(format=pix_fmt)
+    frame = av.VideoFrame(rgb.shape[1], rgb.shape[0], pix_fmt)
+    depth = depth_of(frame.format)
+    for plane, channel in zip(frame.planes, (1, 2, 0), strict=True):
+        _fill(plane, rgb[..., channel] * (2**depth - 1), depth)
+    return frame
+
+
+def set_tags(frame: av.VideoFrame, tags: ColorTags) -> None:
+    """Some encoders (ProRes, PNG) tell what the frame says, others what their context says."""
+    frame.color_range = FULL_RANGE if tags.full_range or not is_yuv(frame.format) else LIMITED_RANGE
+    if is_yuv(frame.format):
+        frame.colorspace = tags.matrix
+    if hasattr(frame, "color_primaries"):  # PyAV 17 and later
+        frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
+
+
+def save_png(rgb: np.ndarray, depth: int, tags: ColorTags, path: Path) -> None:
+    """``(H, W, 3)`` in [0, 1] as a PNG image of 8 or 16 bits a value; the latter tells primaries and transfer.
+
+    Raises OSError where it cannot be written.
+    """
+    if depth == 8:
+        make_rgb_frame(rgb, "rgb24").save(str(path))
+        return
+    codes = np.ascontiguousarray(np.rint(rgb * 65535).astype(np.uint16))
+    context = av.CodecContext.create("png", "w")
+    assert isinstance(context, av.VideoCodecContext)
+    context.height, context.width = rgb.shape[:2]
+    context.pix_fmt, context.time_base = "rgb48be", Fraction(1)
+    frame = av.VideoFrame.from_ndarray(codes, format="rgb48le").reformat(format="rgb48be")
+    set_tags(frame, tags)
+    path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+
+
+def _is_float(fmt: av.VideoFormat) -> bool:
+    return "f32" in fmt.name or "f16" in fmt.name
 
 
 def _factors(fmt: av.VideoFormat, width: int, height: int) -> tuple[int, int]:
     c = fmt.components[1]
     wide, high = fmt.chroma_width(1024), fmt.chroma_height(1024)
     return (1024 // wide, 1024 // high) if (width, height) != (c.width, c.height) else (1, 1)
+
+
+def _fill(plane: av.video.plane.VideoPlane, values: np.ndarray, depth: int) -> None:
+    kind = np.dtype("u1") if depth <= 8 else np.dtype("<u2")
+    raw = np.clip(np.rint(values), 0, 2**depth - 1).astype(kind).view(np.uint8)
+    rows = np.zeros((len(raw), plane.line_size), np.uint8)
+    rows[:, : raw.shape[1]] = raw
+    plane.update(rows.tobytes())
 
 
 def _values(plane: av.video.plane.VideoPlane, depth: int) -> np.ndarray:
