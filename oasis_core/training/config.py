@@ -139,6 +139,9 @@ class TrainConfig:
     The network then runs without CUDA graphs."""
     discriminator_width: int = 48
     discriminator_lr: float = 2e-4
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """"muon": the matrices of the transformer's blocks move by orthogonalised updates (Muon, of the size of AdamW's: arXiv
+    2502.16982), all else by AdamW. Needs torch 2.9."""
     adversary_limit: float = 1.0
     """The adversarial terms' gradient at the output is scaled down to this many times the other terms'."""
     clip_gradient: float = 1.0
@@ -148,6 +151,10 @@ class TrainConfig:
     licence: str = "Apache-2.0"
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; allowed: adamw, muon")
+        if self.optimizer == "muon" and self.lora_rank:
+            raise ValueError("optimizer is muon, but lora_rank trains adapters; take adamw")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be 0 (train every weight) or more")
         if not self.stages:

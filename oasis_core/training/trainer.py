@@ -83,7 +83,7 @@ class Trainer:
         self.generator.manual_seed(seed * self.group.world + self.group.rank)
         fidelity = draw_fidelity(stage.faithful, self.shared)
         weights = stage.loss.at(fidelity, ramp=min(1.0, (offset + 1) / stage.ramp) if stage.ramp else 1.0)
-        set_learning_rate(state.optimizer, lr)
+        set_learning_rate(state.optimizers, lr)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             timestep = state.model.dit.timestep(fidelity ** (1 / self.config.model.fidelity_curve), self.device)
             told = batch.hr * 2 - 1 if stage.train == "decoder" else timestep
@@ -96,12 +96,16 @@ class Trainer:
             share = push.norm() / gradient.norm().clamp_min(1e-12)
             gradient = gradient + push * (self.config.adversary_limit / share.clamp_min(1e-12)).clamp_max(1.0)
             terms |= {**judged, "share": share}
-        state.optimizer.zero_grad(set_to_none=True)
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         sr.backward(state.guard.scale(gradient))
         self.group.average_gradients(self.moving)
-        state.guard.unscale_(state.optimizer)
+        moving = [o for o in state.optimizers if any(p.grad is not None for g in o.param_groups for p in g["params"])]
+        for optimizer in moving:
+            state.guard.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.moving, self.config.clip_gradient)
-        state.guard.step(state.optimizer)
+        for optimizer in moving:
+            state.guard.step(optimizer)
         state.guard.update()
         if adversary is not None:
             self.adversary_step(adversary)

@@ -52,9 +52,12 @@ def test_the_loss_falls(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert cv2.imread(str(tmp_path / "out" / "log.png")).std() > 5, "the log's picture is empty"
 
 
-def test_resuming_equals_running_through(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = loop.train(config(data, tmp_path / "a"), CPU)
-    stopped = config(data, tmp_path / "b", save_every=4)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_equals_running_through(
+    optimizer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loop.train(config(data, tmp_path / "a", optimizer=optimizer), CPU)
+    stopped = config(data, tmp_path / "b", save_every=4, optimizer=optimizer)
     step = loop.Trainer.step
 
     def stop_after_four(self: loop.Trainer, batch: object, lr: float, offset: int) -> None:
@@ -215,7 +218,7 @@ def test_the_adversary_is_held_to_its_share(data: Path, tmp_path: Path) -> None:
         )
         out = tmp_path / f"{weight}_{limit}"
         loop.train(config(data, out, stages=(stage,), adversary_limit=limit, clip_gradient=1e9), CPU)
-        state = torch.load(out / "state.pt", weights_only=True)["optimizer"]["state"]
+        state = torch.load(out / "state.pt", weights_only=True)["optimizers"][0]["state"]
         return torch.cat([entry["exp_avg"].flatten() for entry in state.values()])
 
     held, also_held = moved(1e4, 1e-3), moved(1e6, 1e-3)
