@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from ..oasis_core.routing.rules import apply_rules
 from ..oasis_core.routing.spec import HeadPattern, RoutingSpec
 from .model_files import routing_path, stamp
 from .model_handle import ModelHandle, OasisModelType
@@ -61,6 +62,14 @@ class OasisHeadRouting(io.ComfyNode):
                     "workflow), or the name of a .json file in models/oasis. Change it to try a routing you "
                     "calibrated.",
                 ),
+                io.String.Input(
+                    "rules",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Changes on top of the mode, such as 0-5: window; 6: 0-3 global (layers 0 to 5 all window, of "
+                    "layer 6 the heads 0 to 3 global). Layers and heads count from 0; all: every one. Empty: none.",
+                ),
             ],
             outputs=[OasisModelType.Output(display_name="model", tooltip="The same weights with this routing.")],
         )
@@ -73,13 +82,14 @@ class OasisHeadRouting(io.ComfyNode):
         intra_frame_share: float = 0.0,
         json: str | None = None,
         model: ModelHandle | None = None,
+        rules: str = "",
     ) -> str:
         is_file = mode == JSON and json and not _is_inline(json)
         return stamp(routing_path(json.strip())) if is_file else ""
 
     @classmethod
     def execute(
-        cls, model: ModelHandle, mode: str, global_share: float, intra_frame_share: float, json: str
+        cls, model: ModelHandle, mode: str, global_share: float, intra_frame_share: float, json: str, rules: str = ""
     ) -> io.NodeOutput:
         if mode not in MODES:  # older ComfyUI lets any text through
             raise ValueError(f"routing mode is {mode!r}; allowed: {', '.join(MODES)}")
@@ -95,7 +105,7 @@ class OasisHeadRouting(io.ComfyNode):
         else:
             routing = RoutingSpec.from_file(routing_path(json.strip()))
         routing.check_fits(config.depth, config.heads)
-        return io.NodeOutput(replace(model, routing=routing))
+        return io.NodeOutput(replace(model, routing=apply_rules(routing, rules)))
 
 
 def _is_inline(text: str) -> bool:

@@ -23,8 +23,10 @@ of which each uses 75: dense arithmetic on tiles beats gathering 75 keys a query
 SMALL_FRAME = 576
 """Tokens up to which a frame is one tile without a halo (training crops): no overlapping views, whose backward is slow."""
 
-WINDOW_KEY_BUDGET = 64 * 2**20
-"""Elements of gathered keys at a time (times the same for values): bounds the window operation's memory."""
+WINDOW_KEY_BUDGET = {"cpu": 6 * 2**20}
+"""Elements of gathered keys at a time (times the same for values) by type of device: what stays near a CPU's cache."""
+WINDOW_KEY_BUDGET_ELSE = 64 * 2**20
+"""On other devices: bounds the window operation's memory."""
 
 
 def global_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
@@ -46,23 +48,47 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, window: t
     by overlapping views of the padded grid; an additive mask, shared by batch, frames and heads, cuts the exact
     neighbourhood out. In time the halo is sliced, not masked: the first and last frames run with fewer keys.
     """
-    b, n = q.shape[0], q.shape[2]
     tiling = _Tiling.of(grid, window)
-    query = tiling.queries(rearrange(q, "b (t h w) n d -> b t n h w d", t=grid.t, h=grid.h))
-    key, value = (tiling.halos(rearrange(x, "b (t h w) n d -> b t n h w d", t=grid.t, h=grid.h)) for x in (k, v))
-    mask = _tile_mask(tiling, q.dtype, q.device)  # (tiles, 1, queries, halo)
-    most = max(1, WINDOW_KEY_BUDGET // max(1, key[:, 0].numel() * window[0]))
+    q, k, v = (rearrange(x, "b (t h w) n d -> b t n h w d", t=grid.t, h=grid.h) for x in (q, k, v))
+    mask = _tile_mask(tiling, q.dtype, q.device)  # (rows of tiles, tiles in a row, 1, queries, halo)
+    budget = WINDOW_KEY_BUDGET.get(q.device.type, WINDOW_KEY_BUDGET_ELSE)
+    per_row = tiling.halo_size * tiling.counts[1] * q.shape[0] * q.shape[2] * q.shape[5]
+    rows = max(1, budget // (per_row * grid.t))
+    bands = []
+    for start in range(0, tiling.counts[0], rows):
+        band = slice(start, min(tiling.counts[0], start + rows))
+        count = band.stop - band.start
+        most = max(1, budget // (per_row * count * window[0]))
+        bands.append(_band(q, k, v, tiling, window[0], band, mask[band].flatten(0, 1), most))
+    whole = (bands[0] if len(bands) == 1 else torch.cat(bands, dim=3))[:, :, :, : grid.h, : grid.w]
+    return rearrange(whole, "b t n h w d -> b (t h w) n d")
+
+
+def _band(
+    q: Tensor, k: Tensor, v: Tensor, tiling: _Tiling, extent: int, band: slice, mask: Tensor, most: int
+) -> Tensor:
+    """The rows of tiles ``band``, of ``(b, t, n, h, w, d)``; ``most``: query frames at a time."""
+    b, length, n = q.shape[:3]
+    query = tiling.queries(q, band)
+    key, value = tiling.halos(k, band), tiling.halos(v, band)
     pieces = []
-    for frames, seen in _frame_runs(grid.t, window[0], most):
+    for frames, seen in _frame_runs(length, extent, most):
         tiles = rearrange(query[:, frames], "b t n tiles s d -> tiles (b t n) s d")
-        near = [
-            torch.stack([x[:, i : i + tiles.shape[1] // (b * n)] for i in seen], dim=4) for x in (key, value)
-        ]  # (b, t, n, tiles, frames seen, halo, d)
-        near = [rearrange(x, "b t n tiles p s d -> tiles (b t n) (p s) d") for x in near]
+        near = [_near(x, seen, tiles.shape[1] // (b * n)) for x in (key, value)]
         out = F.scaled_dot_product_attention(tiles, near[0], near[1], attn_mask=mask.repeat(1, 1, 1, len(seen)))
         pieces.append(rearrange(out, "tiles (b t n) s d -> b t n tiles s d", b=b, n=n))
-    whole = tiling.frames(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
-    return rearrange(whole, "b t n h w d -> b (t h w) n d")
+    return tiling.frames(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
+
+
+def _near(x: Tensor, seen: range, run: int) -> Tensor:
+    """Keys ``(tiles, B * run * N, frames * halo, D)`` that ``run`` query frames see, of halos ``(B, N, tiles, t, halo, D)``.
+
+    ``seen``: the first one's; for a single frame (and batch) no copy is made.
+    """
+    if run == 1:
+        return rearrange(x[:, :, :, seen.start : seen.stop], "b n tiles p s d -> tiles (b n) (p s) d")
+    frames = torch.stack([x[:, :, :, i : i + run] for i in seen], dim=4)  # (b, n, tiles, run, frames seen, halo, d)
+    return rearrange(frames, "b n tiles t p s d -> tiles (b t n) (p s) d")
 
 
 @dataclass(frozen=True)
@@ -87,26 +113,36 @@ class _Tiling:
     def counts(self) -> tuple[int, int]:
         return -(-self.size[0] // self.tile[0]), -(-self.size[1] // self.tile[1])
 
-    def queries(self, x: Tensor) -> Tensor:
-        """``(b, t, n, h, w, d)`` -> ``(b, t, n, tiles, queries, d)``."""
-        (rows, cols), (th, tw) = self.counts, self.tile
-        x = F.pad(x, (0, 0, 0, cols * tw - self.size[1], 0, rows * th - self.size[0]))
-        return rearrange(x, "b t n (r y) (c x) d -> b t n (r c) (y x) d", y=th, x=tw)
+    @property
+    def halo_size(self) -> int:
+        """Tokens in one tile's halo, the tile itself included."""
+        return (self.tile[0] + 2 * self.margin[0]) * (self.tile[1] + 2 * self.margin[1])
 
-    def halos(self, x: Tensor) -> Tensor:
-        """``(b, t, n, h, w, d)`` -> ``(b, t, n, tiles, halo, d)``."""
+    def queries(self, x: Tensor, band: slice) -> Tensor:
+        """``(b, t, n, h, w, d)`` -> ``(b, t, n, tiles, queries, d)`` of the rows of tiles ``band``."""
+        x = self._rows(x, band, 0, 0)
+        return rearrange(x, "b t n (r y) (c x) d -> b t n (r c) (y x) d", y=self.tile[0], x=self.tile[1])
+
+    def halos(self, x: Tensor, band: slice) -> Tensor:
+        """``(b, t, n, h, w, d)`` -> ``(b, n, tiles, t, halo, d)``: a tile's frames lie side by side."""
         if self.margin == (0, 0) and self.counts == (1, 1):
-            return rearrange(x, "b t n h w d -> b t n 1 (h w) d")
-        (rows, cols), (th, tw), (mh, mw) = self.counts, self.tile, self.margin
-        x = F.pad(x, (0, 0, mw, cols * tw - self.size[1] + mw, mh, rows * th - self.size[0] + mh))
-        x = x.unfold(3, th + 2 * mh, th).unfold(4, tw + 2 * mw, tw)
-        return rearrange(x, "b t n r c d y x -> b t n (r c) (y x) d")
+            return rearrange(x, "b t n h w d -> b n 1 t (h w) d")
+        (th, tw), (mh, mw) = self.tile, self.margin
+        x = self._rows(x, band, mh, mw).unfold(3, th + 2 * mh, th).unfold(4, tw + 2 * mw, tw)
+        return rearrange(x, "b t n r c d y x -> b n (r c) t (y x) d")
+
+    def _rows(self, x: Tensor, band: slice, mh: int, mw: int) -> Tensor:
+        """The tokens of the rows of tiles ``band`` with their margins, zeros where the grid ends."""
+        th, tw = self.tile
+        top, bottom = band.start * th - mh, band.stop * th + mh
+        inside = x[:, :, :, max(0, top) : min(self.size[0], bottom)]
+        right = self.counts[1] * tw - self.size[1] + mw
+        return F.pad(inside, (0, 0, mw, right, max(0, -top), max(0, bottom - self.size[0])))
 
     def frames(self, x: Tensor) -> Tensor:
-        """Inverse of ``queries``; the padding goes."""
-        (rows, _), (th, tw) = self.counts, self.tile
-        x = rearrange(x, "b t n (r c) (y x) d -> b t n (r y) (c x) d", r=rows, y=th, x=tw)
-        return x[:, :, :, : self.size[0], : self.size[1]]
+        """Inverse of ``queries``; the padding stays."""
+        th, tw = self.tile
+        return rearrange(x, "b t n (r c) (y x) d -> b t n (r y) (c x) d", c=self.counts[1], y=th, x=tw)
 
 
 def _frame_runs(length: int, extent: int, most: int) -> Iterator[tuple[slice, range]]:
@@ -134,7 +170,9 @@ def _frame_runs(length: int, extent: int, most: int) -> Iterator[tuple[slice, ra
 
 @lru_cache(maxsize=16)
 def _tile_mask(tiling: _Tiling, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask ``(tiles, 1, queries, halo)`` for one key frame: 0 inside the neighbourhood and the grid, else -inf.
+    """Additive mask ``(rows of tiles, tiles in a row, 1, queries, halo)`` for one key frame.
+
+    0 inside the neighbourhood and the grid, else -inf.
 
     Queries in the padding stand in for the last row or column, so that no row is empty (their output is cut off).
     """
@@ -142,8 +180,8 @@ def _tile_mask(tiling: _Tiling, dtype: torch.dtype, device: torch.device) -> Ten
         sides = zip(tiling.size, tiling.tile, tiling.radius, tiling.margin, strict=True)
         rows, cols = (_axis_visible(*side, device) for side in sides)
         seen = rows[:, None, :, None, :, None] & cols[None, :, None, :, None, :]  # (r, c, y, x, key y, key x)
-        seen = seen.flatten(4).flatten(2, 3).flatten(0, 1)
-        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf")).unsqueeze(1)
+        seen = seen.flatten(4).flatten(2, 3)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf")).unsqueeze(2)
 
 
 def _axis_visible(size: int, tile: int, radius: int, margin: int, device: torch.device) -> Tensor:

@@ -20,6 +20,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--workers", type=int, default=0, help="processes that make the data; 0: this one (GPU: 4 to 8)"
     )
     parser.add_argument(
+        "--data-device", help="where they make it (default: the training's device); cpu takes 12 cores a GPU, and pays"
+    )
+    parser.add_argument(
         "--fuse", action="store_true", help="compile the transformer's point-wise parts (long CUDA runs)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
@@ -34,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     overrides = {name: getattr(args, name) for name in ("data", "out") if getattr(args, name) is not None}
     config = dataclasses.replace(config, **overrides)
-    path = train(config, choose_device(args.device), args.seconds, args.workers, args.fuse)
+    data_device = choose_device(args.data_device) if args.data_device else None
+    path = train(config, choose_device(args.device), args.seconds, args.workers, args.fuse, data_device)
     print(f"weights: {path}")
     return 0

@@ -16,6 +16,9 @@ from ..routing.spec import RoutingSpec
 from .config import OasisConfig
 from .layers import Block, Head, rope_table, timestep_embedding
 
+CPU_TOKENS = 1024
+"""Tokens that a CPU takes at a time through what is done to each token by itself."""
+
 Observer = Callable[[int, Tensor, Tensor, TokenGrid], None]
 """Called with the layer, its q and k ``(B, L, N, D)`` and their grid."""
 
@@ -129,9 +132,36 @@ class DiT(nn.Module):
         observe: Observer | None,
     ) -> Tensor:
         """The residual stream ``(B, L, dim)`` after block ``layer``."""
-        block = self.blocks[layer]
-        q, k, v = block.before(x, modulation, rope)  # type: ignore[operator]
+        block = cast(Block, self.blocks[layer])
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            return _block_in_slices(block, x, layer, modulation, rope, self.context, grid, routing, observe)
+        q, k, v = block.before(x, modulation, rope)
         if observe is not None:
             observe(layer, q, k, grid)
         attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window)
-        return block.after(x, attended, modulation, self.context)  # type: ignore[operator]
+        return block.after(x, attended, modulation, self.context)
+
+
+def _block_in_slices(
+    block: Block,
+    x: Tensor,
+    layer: int,
+    modulation: Tensor,
+    rope: tuple[Tensor, Tensor],
+    context: Tensor | None,
+    grid: TokenGrid,
+    routing: RoutingSpec,
+    observe: Observer | None,
+) -> Tensor:
+    """``DiT._block`` on CPUs, in place: what is done to each token by itself is done to few tokens at a time, which then
+    stay in the cache from one operation to the next (half the time at 720p)."""
+    q, k, v = (x.new_empty(*x.shape[:2], block.self_attn.heads, x.shape[2] // block.self_attn.heads) for _ in range(3))
+    slices = [slice(start, start + CPU_TOKENS) for start in range(0, x.shape[1], CPU_TOKENS)]
+    for s in slices:
+        q[:, s], k[:, s], v[:, s] = block.before(x[:, s], modulation, (rope[0][s], rope[1][s]))
+    if observe is not None:
+        observe(layer, q, k, grid)
+    attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window)
+    for s in slices:
+        x[:, s] = block.after(x[:, s], attended[:, s], modulation, context)
+    return x

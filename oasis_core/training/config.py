@@ -77,6 +77,9 @@ class StageConfig:
     """Steps in which the adversarial weight rises from 0."""
     reuse: int = 1
     """Times each batch is used, each time turned another way (1 to 4): data that cost too much to make."""
+    train: Literal["all", "transformer", "decoder"] = "all"
+    """What moves. "decoder": the (residual) decoder learns to draw sharp frames from a code that holds what the low-quality
+    ones lack (``residual_coder.py``); "transformer": all but the decoder, which learn to say that code."""
     routed: bool = False
     """Routing: False: every head global (dense); True: specialised (calibrated before the first such stage)."""
     loss: LossWeights = field(default_factory=LossWeights)
@@ -86,6 +89,10 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r}: steps, batch and frames must be at least 1")
         if self.mode not in ("consistent", "walk"):
             raise ValueError(f"stage {self.name!r}: mode is {self.mode!r}; allowed: consistent, walk")
+        if self.train not in ("all", "transformer", "decoder"):
+            raise ValueError(f"stage {self.name!r}: train is {self.train!r}; allowed: all, transformer, decoder")
+        if self.train == "decoder" and (self.faithful or self.routed or self.loss.adversarial):
+            raise ValueError(f"stage {self.name!r}: a decoder stage has no faithful, routed or adversarial part")
         if not 0 <= self.faithful <= 1:
             raise ValueError(f"stage {self.name!r}: faithful is {self.faithful}; it must be from 0 to 1")
         if not 1 <= self.reuse <= 4:
@@ -113,6 +120,8 @@ class TrainConfig:
     """Folder with ``clips/`` and ``images/``."""
     drop: tuple[str, ...] = ()
     """Glob patterns of files to leave out."""
+    validation: tuple[str, ...] = ()
+    """Glob patterns of clips to hold out: every ``save_every`` steps the averaged model is scored on them."""
     use_licences: str | None = None
     """Regular expression that a file's licence (column 3 of the data's LICENCES.tsv) must match; None: use all."""
     out: str = "out/train"
@@ -130,6 +139,11 @@ class TrainConfig:
     The network then runs without CUDA graphs."""
     discriminator_width: int = 48
     discriminator_lr: float = 2e-4
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """"muon": the matrices of the transformer's blocks move by orthogonalised updates (Muon, of the size of AdamW's: arXiv
+    2502.16982), all else by AdamW. Needs torch 2.9."""
+    adversary_limit: float = 1.0
+    """The adversarial terms' gradient at the output is scaled down to this many times the other terms'."""
     clip_gradient: float = 1.0
     """Gradients are scaled down to this norm."""
     save_every: int = 1000
@@ -137,12 +151,18 @@ class TrainConfig:
     licence: str = "Apache-2.0"
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; allowed: adamw, muon")
+        if self.optimizer == "muon" and self.lora_rank:
+            raise ValueError("optimizer is muon, but lora_rank trains adapters; take adamw")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be 0 (train every weight) or more")
         if not self.stages:
             raise ValueError("the training config has no [[stages]]")
         if any(s.faithful for s in self.stages) and self.model.faithful_timestep is None:
             raise ValueError("a stage trains fidelity (faithful above 0), but [model] has no faithful_timestep")
+        if any(s.train == "decoder" for s in self.stages) and not self.model.decoder.residual:
+            raise ValueError("a stage trains the decoder alone; that needs residual = true in [model.decoder]")
         group = self.model.frame_group
         for stage in self.stages:
             if (stage.frames - 1) % group:

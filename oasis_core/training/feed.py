@@ -78,12 +78,23 @@ class Feed:
 
     Args:
         workers: processes that make batches; 0: make them here, when asked for.
+        data_device: where they make them; None: on ``device``, in turns with the training. "cpu" leaves a GPU to the
+            training alone, if there are processor cores enough (a batch takes one core about a second).
         rank: which of the training processes this is: each sees batches of its own.
     """
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, *, start: int, stop: int, workers: int, rank: int = 0
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        start: int,
+        stop: int,
+        workers: int,
+        rank: int = 0,
+        data_device: torch.device | None = None,
     ) -> None:
+        self.data_device = data_device or device
         self.config, self.device, self.start, self.stop, self.workers = config, device, start, stop, workers
         self.rank = rank
         sources = [config.source(step)[0] for step in range(start, stop)]
@@ -96,13 +107,13 @@ class Feed:
         self._processes: list[Any] = []
         self._made: list[Any] = []
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=2)
-        self._library = Library.read(Path(config.data), config.drop, config.use_licences)
+        self._library = Library.read(Path(config.data), (*config.drop, *config.validation), config.use_licences)
         log.info("data: %s", self._library)
         if workers:
             context = torch.multiprocessing.get_context("spawn")
             for k in range(workers):
                 made = context.Queue(maxsize=AHEAD)
-                args = (config, self._library, str(device), rank, self._order[k::workers], made)
+                args = (config, self._library, str(self.data_device), rank, self._order[k::workers], made)
                 self._processes.append(context.Process(target=_work, args=args, daemon=True))
                 self._made.append(made)
             for process in self._processes:
@@ -129,7 +140,7 @@ class Feed:
             yield turned(self._kept.pop(source) if last else self._kept[source], turn)
 
     def _made_here(self) -> Iterator[Batch]:
-        maker = BatchMaker(self.config, self._library, self.device, self.rank)
+        maker = BatchMaker(self.config, self._library, self.data_device, self.rank)
         for index in self._order:
             yield _to_device(maker.make(index), self.device)
 

@@ -30,23 +30,30 @@ class Library:
 
     @classmethod
     def read(
-        cls, folder: Path, drop: Iterable[str] = (), licence: str | None = None, limit: int | None = None
+        cls,
+        folder: Path,
+        drop: Iterable[str] = (),
+        licence: str | None = None,
+        limit: int | None = None,
+        only: Iterable[str] = ("*",),
     ) -> Library:
         """Decode ``folder/clips/*.mp4`` and ``folder/images/*.jpg``.
 
         Args:
             drop: glob patterns of file names to leave out.
             licence: regular expression that column 3 of ``folder/LICENCES.tsv`` must match for a file to be used.
+            only: glob patterns of file names; the others are left out.
             limit: at most this many of each kind (tests).
 
         Raises:
             FileNotFoundError: nothing to read.
         """
         allowed = _licensed(folder, licence) if licence else None
-        drop = tuple(drop)
+        drop, only = tuple(drop), tuple(only)
         kept = {}
         for kind, pattern in (("clips", "*.mp4"), ("images", "*.jpg")):
             files = sorted((folder / kind).glob(pattern))
+            files = [f for f in files if any(fnmatch(f.name, o) for o in only)]
             files = [f for f in files if not any(fnmatch(f.name, d) for d in drop)]
             kept[kind] = [f for f in files if allowed is None or f"{kind}/{f.name}" in allowed][:limit]
         if not kept["clips"] and not kept["images"]:

@@ -23,6 +23,7 @@ from .parallel import Group, join, leave
 from .plot import plot_log
 from .state import TrainState, learning_rate
 from .trainer import Trainer, upsample
+from .validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,19 @@ CLOCK_EVERY = 20
 
 
 def train(
-    config: TrainConfig, device: torch.device, seconds: float | None = None, workers: int = 0, fuse: bool = False
+    config: TrainConfig,
+    device: torch.device,
+    seconds: float | None = None,
+    workers: int = 0,
+    fuse: bool = False,
+    data_device: torch.device | None = None,
 ) -> Path:
     """Run, or go on with, a training run in ``config.out``; under torchrun on all its processes' devices.
 
     Args:
         seconds: stop (with a saved state) after that much time; None: run to the end.
         workers: processes that make the data, for each training process; 0: make it in this one.
+        data_device: where the data are made; None: on ``device`` (``Feed``).
         fuse: compile everything but the attention (costs a minute, then half a step's time on a GPU).
 
     Returns:
@@ -46,7 +53,7 @@ def train(
     began = time.monotonic()
     group, device = join(device)
     try:
-        return _run(config, device, group, began, seconds, workers, fuse)
+        return _run(config, device, group, began, seconds, workers, fuse, data_device)
     finally:
         leave()
 
@@ -59,6 +66,7 @@ def _run(
     seconds: float | None,
     workers: int,
     fuse: bool,
+    data_device: torch.device | None,
 ) -> Path:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +78,9 @@ def _run(
         state.load(out / "state.pt", device)
         log.info("going on from step %d", state.step)
     trainer = Trainer(config, state, device, group, fuse)
-    with Feed(config, device, start=state.step, stop=config.steps, workers=workers, rank=group.rank) as feed:
+    check = Validation(config, device) if config.validation and group.leads else None
+    span = {"start": state.step, "stop": config.steps}
+    with Feed(config, device, **span, workers=workers, rank=group.rank, data_device=data_device) as feed:
         for batch in feed:
             stage, offset = config.stage_at(state.step)
             if stage is not trainer.stage:
@@ -83,6 +93,8 @@ def _run(
                 state.save(out / "state.pt")
                 save_preview(out / f"preview_{state.step:06d}.png", state, batch)
                 save_plot(out)
+                if check is not None:
+                    check.write(out, state)
             look = group.world == 1 or state.step % CLOCK_EVERY == 0
             if seconds is not None and look and group.share(time.monotonic() - began > seconds):
                 break
@@ -90,6 +102,8 @@ def _run(
         state.save(out / "state.pt")
         write_weights(config, state)
         save_plot(out)
+        if check is not None:
+            check.write(out, state)
     group.wait()
     return weights_path(config)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..model import OasisModel
 from ..routing.spec import HeadPattern, RoutingSpec
 from .config import StageConfig, TrainConfig
 from .discriminator import UNetDiscriminator
 from .lora import add_adapters, merged
+from .residual_coder import ResidualCoder
 
 
 class TrainState:
@@ -30,17 +32,12 @@ class TrainState:
         self.model.dit.checkpoint_blocks = config.checkpoint_blocks
         self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
         """The average of every weight that is trained."""
+        self.coder = ResidualCoder(config.model).to(device)
         self.adversary = UNetDiscriminator(config.discriminator_width).to(device)
         self.adversary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fused = device.type == "cuda"
-        # Betas of Real-ESRGAN's Adam; decay on matrices only.
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        matrices = [p for p in self.trained if p.ndim >= 2]
-        vectors = [p for p in self.trained if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=1e-4, betas=(0.9, 0.99), fused=fused,
-        )  # fmt: skip
+        self.optimizers = _optimizers(config, self.model, self.coder, fused)
         self.adversary_optimizer = torch.optim.AdamW(
             self.adversary.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99), weight_decay=0.0, fused=fused
         )
@@ -69,6 +66,15 @@ class TrainState:
         copy.load_state_dict(plain, assign=True)
         return copy.eval().requires_grad_(False)
 
+    def select(self, part: str) -> list[Tensor]:
+        """Let only that part of the model move ("all", "transformer", "decoder"); returns its parameters."""
+        decoder = part == "decoder"
+        for name, p in self.model.named_parameters():
+            if name in self.ema:
+                p.requires_grad_(part == "all" or name.startswith("decoder.") == decoder)
+        moving: list[Tensor] = [p for p in self.trained if p.requires_grad]
+        return moving + list(self.coder.parameters()) if decoder else moving
+
     def save(self, path: Path) -> None:
         """Write atomically."""
         part = path.with_name(path.name + ".part")
@@ -84,8 +90,10 @@ class TrainState:
             raise ValueError(f"{path} is not a state of this run ({e}); remove it to start anew") from None
         for name, value in data["ema"].items():
             self.ema[name].copy_(value)
+        self.coder.load_state_dict(data["coder"])
         self.adversary.load_state_dict(data["adversary"])
-        self.optimizer.load_state_dict(data["optimizer"])
+        for optimizer, was in zip(self.optimizers, data["optimizers"], strict=True):
+            optimizer.load_state_dict(was)
         self.adversary_optimizer.load_state_dict(data["adversary_optimizer"])
         self.guard.load_state_dict(data["guard"])
         self.step, self.calibrated = data["step"], data["calibrated"]
@@ -95,8 +103,9 @@ class TrainState:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema,
+            "coder": self.coder.state_dict(),
             "adversary": self.adversary.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "adversary_optimizer": self.adversary_optimizer.state_dict(),
             "guard": self.guard.state_dict(),
             "step": self.step,
@@ -112,6 +121,26 @@ def learning_rate(stage: StageConfig, step: int) -> float:
     return warm * (stage.lr_end + (stage.lr - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = value
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], value: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = value
+
+
+def _optimizers(
+    config: TrainConfig, model: OasisModel, coder: ResidualCoder, fused: bool
+) -> list[torch.optim.Optimizer]:
+    """AdamW with the betas of Real-ESRGAN's Adam and decay on matrices only; Muon where the config says so."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    muon = [p for name, p in named if config.optimizer == "muon" and name.startswith("dit.blocks.") and p.ndim == 2]
+    rest = [p for _, p in named if not any(p is m for m in muon)] + list(coder.parameters())
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.99), fused=fused)]
+    if muon:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer is muon, which torch {torch.__version__} lacks; take torch 2.9 or adamw")
+        found.append(torch.optim.Muon(muon, lr=1e-4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return found

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from ..evaluation.perceptual import STLPIPS
 from ..model import OasisModel
 from ..model.layers import Block
+from ..patchify import replicate_first
 from ..routing.spec import HeadPattern, RoutingSpec
 from . import losses
 from .config import LossWeights, StageConfig, TrainConfig
 from .discriminator import judge
 from .feed import Batch
 from .parallel import Group
+from .residual_coder import ResidualCoder
 from .state import TrainState, set_learning_rate
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ class Trainer:
         """``fuse``: compile what runs every step."""
         self.config, self.state, self.device, self.group = config, state, device, group
         self.stage: StageConfig | None = None
-        self.offset = 0
+        self.moving: list[Tensor] = []
+        """The parameters that the stage trains."""
         self.generator, self.shared = torch.Generator(), torch.Generator()
         self.meter = Meter(Path(config.out))
         self.restore: Callable[[Tensor, Tensor], Tensor] = _RestoreClips(state.model, state.routing)
@@ -62,6 +65,10 @@ class Trainer:
         everywhere = RoutingSpec.uniform(
             state.routing.depth, state.routing.heads, HeadPattern.GLOBAL, state.routing.window
         )
+        self.moving = state.select(stage.train)
+        if stage.train == "decoder":
+            self.restore = DrawClips(state.model, state.coder)
+            return
         self.restore = _RestoreClips(state.model, state.routing if stage.routed else everywhere)
         if self.device.type == "cuda" and not self.config.checkpoint_blocks:
             sample = upsample(batch.lr, batch.hr.shape[-1]), state.model.dit.timestep(0.0, self.device)
@@ -76,19 +83,29 @@ class Trainer:
         self.generator.manual_seed(seed * self.group.world + self.group.rank)
         fidelity = draw_fidelity(stage.faithful, self.shared)
         weights = stage.loss.at(fidelity, ramp=min(1.0, (offset + 1) / stage.ramp) if stage.ramp else 1.0)
-        set_learning_rate(state.optimizer, lr)
+        set_learning_rate(state.optimizers, lr)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             timestep = state.model.dit.timestep(fidelity ** (1 / self.config.model.fidelity_curve), self.device)
-            sr = (self.restore(upsample(batch.lr, batch.hr.shape[-1]), timestep).float() + 1) / 2
+            told = batch.hr * 2 - 1 if stage.train == "decoder" else timestep
+            sr = (self.restore(upsample(batch.lr, batch.hr.shape[-1]), told).float() + 1) / 2
             terms = self.terms(sr, batch.hr, weights)
-            adversary = self.adversarial_terms(sr, batch.hr, terms) if weights.adversarial else None
-            total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.guard.scale(total).backward()
-        self.group.average_gradients(state.trained)
-        state.guard.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.trained, self.config.clip_gradient)
-        state.guard.step(state.optimizer)
+            judged, adversary = self.adversarial_terms(sr, batch.hr) if weights.adversarial else ({}, None)
+        gradient = _gradient(terms, weights, sr)
+        if judged:
+            push = _gradient(judged, weights, sr)
+            share = push.norm() / gradient.norm().clamp_min(1e-12)
+            gradient = gradient + push * (self.config.adversary_limit / share.clamp_min(1e-12)).clamp_max(1.0)
+            terms |= {**judged, "share": share}
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        sr.backward(state.guard.scale(gradient))
+        self.group.average_gradients(self.moving)
+        moving = [o for o in state.optimizers if any(p.grad is not None for g in o.param_groups for p in g["params"])]
+        for optimizer in moving:
+            state.guard.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.moving, self.config.clip_gradient)
+        for optimizer in moving:
+            state.guard.step(optimizer)
         state.guard.update()
         if adversary is not None:
             self.adversary_step(adversary)
@@ -111,16 +128,18 @@ class Trainer:
             terms["perceptual"] = self.perceptual(*losses.one_frame(sr, hr, self.generator))
         return {name: value for name, value in terms.items() if name == "pixel" or getattr(weights, name)}
 
-    def adversarial_terms(self, sr: Tensor, hr: Tensor, terms: dict[str, Tensor]) -> Tensor:
-        """Adds what the adversary makes of ``sr`` to ``terms``; returns the adversary's own loss."""
+    def adversarial_terms(self, sr: Tensor, hr: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What the adversary makes of ``sr``, unweighted, and the adversary's own loss."""
         fake, real = losses.stacked_frames(sr, hr, self.generator)
         with torch.autocast(self.device.type, enabled=False):
             weights = self.state.adversary.weights()
         logits, features = self.judge(torch.cat([real, fake.detach()]), weights)
         fooled, ours = self.judge(fake, [w.detach() for w in weights])
-        terms["adversarial"] = losses.fool(fooled)
-        terms["feature"] = losses.feature_match(ours, [f.detach().chunk(2)[0] for f in features])
-        return losses.tell_apart(*logits.chunk(2))
+        terms = {
+            "adversarial": losses.fool(fooled),
+            "feature": losses.feature_match(ours, [f.detach().chunk(2)[0] for f in features]),
+        }
+        return terms, losses.tell_apart(*logits.chunk(2))
 
     def adversary_step(self, loss: Tensor) -> None:
         """Move the discriminator's weights."""
@@ -189,6 +208,24 @@ def upsample(lr: Tensor, size: int) -> Tensor:
     frames = rearrange(lr.float(), "b c t h w -> (b t) c h w")
     big = F.interpolate(frames, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     return rearrange(big, "(b t) c h w -> b c t h w", b=lr.shape[0]) * 2 - 1
+
+
+def _gradient(terms: dict[str, Tensor], weights: LossWeights, sr: Tensor) -> Tensor:
+    """Of the weighted sum of ``terms`` with respect to the restored frames."""
+    total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+    return torch.autograd.grad(total, sr)[0]
+
+
+class DrawClips:
+    """The residual decoder's lesson: low-quality frames and a code of what they lack in, sharp frames out."""
+
+    def __init__(self, model: OasisModel, coder: ResidualCoder) -> None:
+        self.model, self.coder = model, coder
+
+    def __call__(self, pixels: Tensor, sharp: Tensor) -> Tensor:
+        """Both ``(B, 3, T, H, W)`` in [-1, 1]."""
+        whole = replicate_first(pixels, self.model.config.unshuffle[0])
+        return self.model.decoder(self.coder(sharp - pixels), whole)[:, :, -pixels.shape[2] :]
 
 
 class _RestoreClips(nn.Module):

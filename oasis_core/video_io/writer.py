@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ class VideoWriter:
         source: the input's facts (rate, time base, pixel aspect, depth, colour).
         audio_from: file whose audio, subtitles and chapters are copied (``tracks`` says what becomes of those that the
             container cannot hold).
+        notes: text that the file carries as metadata, by name (not images).
 
     Raises:
         ValueError: the codec cannot go into that container, or cannot hold that size.
@@ -52,6 +54,7 @@ class VideoWriter:
         source: VideoInfo,
         settings: WriterSettings,
         audio_from: Path | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         self.path, self.size, self.source, self.settings = path, (height, width), source, settings
         self.codec = CODECS[settings.codec]
@@ -64,6 +67,7 @@ class VideoWriter:
         self.first_pts = round(source.start / source.time_base)
         self.written = 0
         self._copied = False
+        self._notes = notes or {}
         self._container: av.container.OutputContainer | None = None
         self._tracks: SourceTracks | None = None
         self._tracks_from = audio_from if audio_from is not None and audio_from.is_file() else None
@@ -85,8 +89,10 @@ class VideoWriter:
         return self
 
     def _open(self) -> None:
-        options = {"movflags": "+faststart"} if self.sums_durations else {}
+        flags = "+faststart+use_metadata_tags" if self._notes else "+faststart"  # else MP4 keeps known names alone
+        options = {"movflags": flags} if self.sums_durations else {}
         self._container = av.open(str(self.part), "w", options=options)
+        self._container.metadata.update(self._notes)
         stream = self._container.add_stream(self.codec.encoder, rate=self.source.rate, options=dict(self.codec.options))
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context

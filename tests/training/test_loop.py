@@ -10,13 +10,15 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from torch import Tensor
 
 from oasis_core.checkpoints import load_checkpoint
-from oasis_core.model import OasisConfig, PixelDecoderConfig
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.routing import HeadPattern
-from oasis_core.training import loop, losses, trainer
+from oasis_core.training import loop, losses, trainer, validation
 from oasis_core.training.config import LossWeights, RoutingBudget, StageConfig, TrainConfig, load_config
 from oasis_core.training.discriminator import UNetDiscriminator
+from oasis_core.training.feed import Feed
 from oasis_core.training.state import learning_rate
 
 CPU = torch.device("cpu")
@@ -50,9 +52,12 @@ def test_the_loss_falls(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert cv2.imread(str(tmp_path / "out" / "log.png")).std() > 5, "the log's picture is empty"
 
 
-def test_resuming_equals_running_through(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = loop.train(config(data, tmp_path / "a"), CPU)
-    stopped = config(data, tmp_path / "b", save_every=4)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_equals_running_through(
+    optimizer: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loop.train(config(data, tmp_path / "a", optimizer=optimizer), CPU)
+    stopped = config(data, tmp_path / "b", save_every=4, optimizer=optimizer)
     step = loop.Trainer.step
 
     def stop_after_four(self: loop.Trainer, batch: object, lr: float, offset: int) -> None:
@@ -173,3 +178,72 @@ def test_the_shipped_config_is_valid(tmp_path: Path) -> None:
         load_config(bad)
     with pytest.raises(FileNotFoundError, match="not found"):
         load_config(tmp_path / "none.toml")
+
+
+def test_each_stage_moves_its_part_alone(data: Path, tmp_path: Path) -> None:
+    drawing = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, residual=True))
+    stage = StageConfig("draw", 2, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-3, train="decoder")
+    after = []
+    for stages in ((stage,), (stage, dataclasses.replace(stage, train="transformer"))):
+        out = tmp_path / str(len(stages))
+        torch.manual_seed(0)
+        loop.train(config(data, out, model=drawing, stages=stages), CPU)
+        after.append(torch.load(out / "state.pt", weights_only=True)["model"])
+    torch.manual_seed(0)
+    start = OasisModel(drawing)
+    start.init_weights()
+    for name, was in start.state_dict().items():
+        drawn, restored = (a[name] for a in after)
+        moved = not torch.equal(drawn, was), not torch.equal(restored, drawn)
+        if name.startswith("decoder."):
+            assert moved == (True, False), name
+        else:
+            assert not moved[0], name
+    assert not torch.equal(after[1]["dit.head.head.weight"], after[0]["dit.head.head.weight"])
+
+
+def test_the_adversary_is_held_to_its_share(data: Path, tmp_path: Path) -> None:
+    """A hundred times the weight gives the same step once the limit holds both; without a limit it does not."""
+
+    def moved(weight: float, limit: float) -> Tensor:
+        stage = StageConfig(
+            "one",
+            1,
+            batch=1,
+            frames=3,
+            size=64,
+            lr=1e-3,
+            lr_end=1e-3,
+            loss=LossWeights(adversarial=weight, feature=0.0),
+        )
+        out = tmp_path / f"{weight}_{limit}"
+        loop.train(config(data, out, stages=(stage,), adversary_limit=limit, clip_gradient=1e9), CPU)
+        state = torch.load(out / "state.pt", weights_only=True)["optimizers"][0]["state"]
+        return torch.cat([entry["exp_avg"].flatten() for entry in state.values()])
+
+    held, also_held = moved(1e4, 1e-3), moved(1e6, 1e-3)
+    torch.testing.assert_close(held, also_held, rtol=1e-4, atol=1e-9)
+    assert (moved(1e4, 1e9) - held).norm() > 10 * held.norm()
+
+
+def test_held_out_clips_are_scored_and_never_trained_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "SIZE", 64)
+    held = config(data, tmp_path / "out", validation=("pan_1.mp4", "still_0.jpg"), save_every=3)
+    loop.train(held, CPU)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 6]
+    assert lines[1]["fidelity 0"] == lines[2]["fidelity 0"]  # no draw differs from one time to the next
+    assert lines[1]["transformer zeroed"] != lines[1]["fidelity 0"]
+    with Feed(held, CPU, start=0, stop=1, workers=0) as feed:
+        assert (len(feed._library.clips), len(feed._library.stills)) == (1, 2)
+
+
+def test_a_decoder_stage_with_an_adversary_is_refused() -> None:
+    with pytest.raises(ValueError, match="decoder stage has no"):
+        StageConfig("draw", 1, train="decoder", loss=LossWeights(adversarial=0.1))
+    with pytest.raises(ValueError, match="needs residual = true"):
+        TrainConfig(MODEL, (StageConfig("draw", 1, batch=1, frames=1, size=64, train="decoder"),))
+    with pytest.raises(ValueError, match="allowed: all, transformer, decoder"):
+        StageConfig("draw", 1, train="encoder")  # type: ignore[arg-type]

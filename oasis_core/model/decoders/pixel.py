@@ -1,11 +1,12 @@
-"""Convolutional pixel-shuffle decoder: latent and upsampled low-quality frames in, restored frames out.
+"""Convolutional pixel-shuffle decoder: latent in; out, the upsampled low-quality frames and what they lack.
 
-It works on one frame at a time (2D convolutions), so streamed, chunked and whole decoding are the same by construction;
-consistency in time is the transformer's work.
+It draws, the transformer restores: it works on one frame at a time (2D convolutions), so streamed, chunked and whole
+decoding are the same by construction; consistency in time is the transformer's work.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -23,6 +24,16 @@ def _conv(cin: int, cout: int) -> nn.Conv2d:
     return nn.Conv2d(cin, cout, 3, padding=1)
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    """The layout in which convolutions are fastest, on CPUs (twice as fast as the other) and GPUs alike."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _silu(x: Tensor) -> Tensor:
+    """In place where nothing is kept for a backward pass: fresh memory costs more than the arithmetic."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResidualBlock(nn.Module):
     """x + conv(silu(conv(x)))."""
 
@@ -31,13 +42,13 @@ class ResidualBlock(nn.Module):
         self.conv1, self.conv2 = _conv(width, width), _conv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(x)))
+        return x + self.conv2(_silu(self.conv1(x)))
 
 
 class PixelDecoder(nn.Module):
     """Latent cells of s x s pixels -> features at half the cell -> half the output's resolution -> pixels.
 
-    The low-quality frames come in twice: unshuffled, as features; and as they are, added to the result.
+    The low-quality frames are added to the result (and come in as features where it is not ``residual``).
     """
 
     def __init__(self, config: OasisConfig) -> None:
@@ -48,7 +59,7 @@ class PixelDecoder(nn.Module):
         sizes = config.decoder
         width, hr = sizes.width, sizes.hr_width
         self.conv_in = _conv(config.latent_channels, self.group * 4 * width)
-        self.conv_skip = _conv(3 * self.coarse**2, width)
+        self.conv_skip = _conv(3 * self.coarse**2, width) if not sizes.residual else None
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(sizes.blocks)))
         self.up = _conv(width, hr * (self.coarse // 2) ** 2)
         self.hr_blocks = nn.Sequential(*(ResidualBlock(hr) for _ in range(sizes.hr_blocks)))
@@ -71,7 +82,7 @@ class PixelDecoder(nn.Module):
         """Restore whole frame groups.
 
         Args:
-            z: latent ``(B, C, t, h, w)``.
+            z: latent ``(B, C, t, h, w)``: z_H, of a residual decoder z_H - z_L.
             lq: upsampled low-quality pixels ``(B, 3, group * t, cell * h, cell * w)`` in [-1, 1].
 
         Returns:
@@ -79,10 +90,12 @@ class PixelDecoder(nn.Module):
         """
         b, _, frames = lq.shape[:3]
         frame = rearrange(lq, "b c t h w -> (b t) c h w")
-        x = self.conv_in(rearrange(z, "b c t h w -> (b t) c h w"))
-        x = F.pixel_shuffle(rearrange(x, "s (g c) h w -> (s g) c h w", g=self.group), 2)
-        x = self.blocks(x + self.conv_skip(F.pixel_unshuffle(frame, self.coarse)))
-        x = self.hr_blocks(F.pixel_shuffle(F.silu(self.up(x)), self.coarse // 2))
-        out = frame + F.pixel_shuffle(self.conv_out(F.silu(x)), 2)
+        x = self.conv_in(_channels_last(rearrange(z, "b c t h w -> (b t) c h w")))
+        x = _channels_last(F.pixel_shuffle(rearrange(x, "s (g c) h w -> (s g) c h w", g=self.group), 2))
+        if self.conv_skip is not None:
+            x = x + self.conv_skip(F.pixel_unshuffle(frame, self.coarse))
+        x = self.blocks(x)
+        x = self.hr_blocks(_channels_last(F.pixel_shuffle(_silu(self.up(x)), self.coarse // 2)))
+        out = frame + F.pixel_shuffle(self.conv_out(_silu(x)), 2)
         assert out.shape[0] == b * frames
         return rearrange(out, "(b t) c h w -> b c t h w", b=b)

@@ -1,0 +1,50 @@
+"""Rules that override parts of a routing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from oasis_core.routing.rules import apply_rules
+from oasis_core.routing.spec import HeadPattern, RoutingSpec
+
+G, I, W = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW  # noqa: E741
+BASE = RoutingSpec.uniform(8, 4, G, (3, 7, 7))
+
+
+def test_layers_heads_and_order() -> None:
+    got = apply_rules(BASE, "0-5: window; 6: 0-2 intra-frame, 3 window\nall: 1 global ;")
+    assert got.layers[:6] == ((W, G, W, W),) * 6
+    assert got.layers[6:] == ((I, G, I, W), (G,) * 4)
+    assert got.window == (3, 7, 7)
+    assert apply_rules(BASE, " \n;") == BASE
+
+
+def test_any_routing_can_be_written_as_rules() -> None:
+    rng = random.Random(0)
+    for _ in range(20):
+        layers = tuple(tuple(rng.choice((G, I, W)) for _ in range(4)) for _ in range(8))
+        rules = "; ".join(
+            f"{i}: " + ", ".join(f"{n} {p.value}" for n, p in enumerate(layer)) for i, layer in enumerate(layers)
+        )
+        assert apply_rules(BASE, rules).layers == layers
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ("window", "is not LAYERS: CHANGES"),
+        ("3:", "is not LAYERS: CHANGES"),
+        ("8: window", "layer 8 is not within 0 to 7"),
+        ("3-1: window", "layer 3-1 is not within 0 to 7"),
+        ("0: 4 window", "head 4 is not within 0 to 3"),
+        ("0: 1 sideways", "pattern 'sideways'; known patterns: global, intra-frame, window"),
+        ("first: window", "'first' is no layer; give a number, a-b or all"),
+        ("0: window,", "names the pattern ''"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(rules: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        apply_rules(BASE, rules)
+    assert "\n" not in str(caught.value)
