@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..oasis_core.attention.backends import NAMES as ATTENTION_NAMES
 from ..oasis_core.checkpoints import load_checkpoint
 from .model_files import model_names, model_path, stamp
 from .model_handle import DTYPE_NAMES, ModelHandle, OasisModelType
@@ -34,15 +35,31 @@ class OasisLoadModel(io.ComfyNode):
                     "exact and needs twice the memory of bf16 and fp16; change it only to compare, or if a result is "
                     "black.",
                 ),
+                io.Combo.Input(
+                    "attention",
+                    options=list(ATTENTION_NAMES),
+                    default="auto",
+                    optional=True,
+                    tooltip="What computes the attention. auto: what torch finds best. cudnn, flash-attn (package "
+                    "flash-attn-4) and triton need an NVIDIA GPU. Change it only to compare speed: the picture is the same "
+                    "but for rounding.",
+                ),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    tooltip="Compile the model when it first runs: about a minute, then faster. Worth it for long videos "
+                    "and many runs. Needs a C++ compiler, on NVIDIA GPUs Triton (Windows: triton-windows).",
+                ),
             ],
             outputs=[OasisModelType.Output(display_name="model", tooltip="For OASIS Upscale or OASIS Head Routing.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, dtype: str) -> str:
+    def fingerprint_inputs(cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False) -> str:
         return stamp(model_path(model_name))
 
     @classmethod
-    def execute(cls, model_name: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False) -> io.NodeOutput:
         checkpoint = load_checkpoint(model_path(model_name), dtype=None)
-        return io.NodeOutput(ModelHandle.of(checkpoint, dtype))
+        return io.NodeOutput(ModelHandle.of(checkpoint, dtype, attention, compile))

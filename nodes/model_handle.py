@@ -9,9 +9,11 @@ import comfy.model_patcher
 import torch
 from comfy_api.latest import io
 
+from ..oasis_core.attention.backends import backend_for
 from ..oasis_core.checkpoints import Checkpoint
 from ..oasis_core.memory import working_memory
 from ..oasis_core.model import OasisModel
+from ..oasis_core.model.fuse import fuse_model
 from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.routing.spec import RoutingSpec
 
@@ -34,16 +36,20 @@ class ModelHandle:
     """As loaded: its own routing is the one from the file."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: str) -> ModelHandle:
+    def of(cls, checkpoint: Checkpoint, dtype: str, attention: str = "auto", compile: bool = False) -> ModelHandle:
         """Cast the model and hand it to model management.
 
         Raises:
-            ValueError: a dtype that is not one of ``DTYPE_NAMES`` (older ComfyUI lets any text through).
+            ValueError: a dtype that is not one of ``DTYPE_NAMES`` (older ComfyUI lets any text through), or an attention
+                backend that cannot be used here.
         """
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPE_NAMES)}")
         device, model = mm.get_torch_device(), checkpoint.model
+        model.dit.attention = backend_for(attention, device)
         model.to(DTYPES.get(dtype) or _auto_dtype(model, device))
+        if compile:
+            fuse_model(model, dynamic=None)
         # Looked up when called: ComfyUI replaces it at start where it manages memory dynamically.
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         return cls(patcher(model, device, mm.unet_offload_device()), checkpoint.routing, checkpoint)

@@ -244,7 +244,7 @@ def test_mixed_routing_equals_the_reference_attention(monkeypatch: pytest.Monkey
     assert (got - model.dit(z, GLOBAL)).abs().max() > 1e-3  # the patterns matter
 
     def slow(
-        q: Tensor, k: Tensor, v: Tensor, grid: object, patterns: tuple[HeadPattern, ...], window: object
+        q: Tensor, k: Tensor, v: Tensor, grid: object, patterns: tuple[HeadPattern, ...], window: object, _: object
     ) -> Tensor:
         outputs = []
         for n, pattern in enumerate(patterns):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..routing.spec import HeadPattern
+from .backends import SDPA, Backend
 from .grid import TokenGrid
-from .sdpa import global_attention, intra_frame_attention, window_attention
 
 
 def routed_attention(
@@ -19,6 +19,7 @@ def routed_attention(
     grid: TokenGrid,
     patterns: tuple[HeadPattern, ...],
     window: tuple[int, int, int],
+    backend: Backend = SDPA,
 ) -> Tensor:
     """Attention of one layer; head n follows ``patterns[n]``; outputs stay in head order (paper section 3.2).
 
@@ -38,14 +39,14 @@ def routed_attention(
         grouped = tuple(patterns[n] for n in order)
         back = tuple(order.index(n) for n in range(len(order)))
         q, k, v = (x.index_select(2, _index(order, x.device)) for x in (q, k, v))
-        return routed_attention(q, k, v, grid, grouped, window).index_select(2, _index(back, q.device))
+        return routed_attention(q, k, v, grid, grouped, window, backend).index_select(2, _index(back, q.device))
     parts = []
     start = 0
     for pattern in HeadPattern:
         stop = start + patterns.count(pattern)
         if stop > start:
             heads = (..., slice(start, stop), slice(None))
-            parts.append(_run(q[heads], k[heads], v[heads], grid, pattern, window))
+            parts.append(_run(q[heads], k[heads], v[heads], grid, pattern, window, backend))
         start = stop
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
@@ -57,10 +58,16 @@ def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _run(
-    q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, pattern: HeadPattern, window: tuple[int, int, int]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: TokenGrid,
+    pattern: HeadPattern,
+    window: tuple[int, int, int],
+    backend: Backend,
 ) -> Tensor:
     if pattern is HeadPattern.GLOBAL:
-        return global_attention(q, k, v, grid)
+        return backend.everywhere(q, k, v, grid)
     if pattern is HeadPattern.INTRA_FRAME:
-        return intra_frame_attention(q, k, v, grid)
-    return window_attention(q, k, v, grid, window)
+        return backend.intra_frame(q, k, v, grid)
+    return backend.window(q, k, v, grid, window)

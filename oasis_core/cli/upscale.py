@@ -11,9 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..attention.backends import NAMES as ATTENTION_NAMES
+from ..attention.backends import backend_for
 from ..checkpoints import EMBEDDED, load_checkpoint, resolve
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
+from ..model.fuse import fuse_model
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.spec import RoutingSpec
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
@@ -40,6 +43,8 @@ class Job:
     fps: Fraction | None = None
     deinterlace: Deinterlace | None = None
     keep: JobSettings = JobSettings()
+    attention: str = "auto"
+    compile: bool = False
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,6 +81,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument(
+        "--attention", default="auto", help=f"what computes the attention: {', '.join(ATTENTION_NAMES)}"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the model first: a minute, then faster")
     parser.add_argument("--fps", help="frames per second of an image sequence (default 24)")
     parser.add_argument(
         "--plan", action="store_true", help="tell chunk, tile, segments, memory, disk and time; do nothing"
@@ -101,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
     keep = JobSettings(args.resume, args.segment)
     fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
     job = Job(
-        args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep
+        args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep,
+        args.attention, args.compile,
     )  # fmt: skip
     if args.plan:
         print(plan(job))
@@ -150,4 +160,7 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     device = choose_device(job.device)
     checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
     routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
+    checkpoint.model.dit.attention = backend_for(job.attention, device)
+    if job.compile:
+        fuse_model(checkpoint.model, dynamic=None)
     return reader, Upscaler(checkpoint.model, routing, job.settings)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import TokenGrid, routed_attention
+from ..attention.backends import SDPA, Backend
 from ..routing.spec import RoutingSpec
 from .config import OasisConfig
 from .layers import Block, Head, rope_table, timestep_embedding
@@ -38,6 +39,8 @@ class DiT(nn.Module):
         )
         pt, ph, pw = config.patch
         self.head = Head(dim, pt * ph * pw * c)
+        self.attention = SDPA
+        """What runs the attention (``attention.backends.backend_for``)."""
         self.checkpoint_blocks = False
         """Training: keep only each block's input, and compute the block again in the backward pass."""
         self.context = nn.Parameter(torch.zeros(1, config.context_length, dim)) if config.context_length else None
@@ -134,11 +137,13 @@ class DiT(nn.Module):
         """The residual stream ``(B, L, dim)`` after block ``layer``."""
         block = cast(Block, self.blocks[layer])
         if x.device.type == "cpu" and not torch.is_grad_enabled():
-            return _block_in_slices(block, x, layer, modulation, rope, self.context, grid, routing, observe)
+            return _block_in_slices(
+                block, x, layer, modulation, rope, self.context, grid, routing, self.attention, observe
+            )
         q, k, v = block.before(x, modulation, rope)
         if observe is not None:
             observe(layer, q, k, grid)
-        attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window)
+        attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window, self.attention)
         return block.after(x, attended, modulation, self.context)
 
 
@@ -151,6 +156,7 @@ def _block_in_slices(
     context: Tensor | None,
     grid: TokenGrid,
     routing: RoutingSpec,
+    attention: Backend,
     observe: Observer | None,
 ) -> Tensor:
     """``DiT._block`` on CPUs, in place: what is done to each token by itself is done to few tokens at a time, which then
@@ -161,7 +167,7 @@ def _block_in_slices(
         q[:, s], k[:, s], v[:, s] = block.before(x[:, s], modulation, (rope[0][s], rope[1][s]))
     if observe is not None:
         observe(layer, q, k, grid)
-    attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window)
+    attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window, attention)
     for s in slices:
         x[:, s] = block.after(x[:, s], attended[:, s], modulation, context)
     return x

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..evaluation.perceptual import STLPIPS
 from ..model import OasisModel
-from ..model.layers import Block
+from ..model.fuse import fuse_model
 from ..patchify import replicate_first
 from ..routing.spec import HeadPattern, RoutingSpec
 from . import losses
@@ -237,16 +237,6 @@ class _RestoreClips(nn.Module):
 
     def forward(self, pixels: Tensor, timestep: Tensor) -> Tensor:
         return self.model(pixels, self.routing, timestep)
-
-
-def fuse_model(model: OasisModel) -> None:
-    """Compile the decoder, and what surrounds the attention call: that does not depend on the routing, so one
-    compilation serves all blocks."""
-    for block in model.dit.blocks:
-        assert isinstance(block, Block)
-        block.before = torch.compile(block.before, dynamic=False)  # type: ignore[method-assign]
-        block.after = torch.compile(block.after, dynamic=False)  # type: ignore[method-assign]
-    model.decoder.forward = torch.compile(model.decoder.forward, dynamic=False)  # type: ignore[method-assign]
 
 
 def _as_graph(module: nn.Module, sample: tuple[Tensor, Tensor]) -> nn.Module:

@@ -1,0 +1,45 @@
+"""The Triton kernel against the reference, in Triton's interpreter (a process of its own: the switch is read at import)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+SCRIPT = """
+import torch
+from oasis_core.attention import TokenGrid
+from oasis_core.attention.reference import reference_attention
+from oasis_core.attention.triton_window import window_attention
+from oasis_core.routing.spec import HeadPattern
+
+CASES = [  # grid, heads, channels, window, block, keys, dtype, tolerance
+    ((3, 9, 11), 2, 16, (3, 5, 5), (8, 8), 64, torch.float32, 2e-6),
+    ((1, 1, 1), 1, 16, (3, 5, 5), (4, 4), 16, torch.float32, 2e-6),
+    ((4, 5, 3), 3, 24, (5, 3, 7), (4, 8), 32, torch.float32, 2e-6),
+    ((2, 17, 16), 1, 32, (1, 1, 1), (8, 8), 64, torch.float32, 2e-6),
+    ((3, 8, 8), 2, 32, (3, 15, 15), (8, 8), 128, torch.float32, 2e-6),
+    ((2, 6, 10), 2, 20, (3, 5, 5), (8, 8), 64, torch.float16, 2e-3),
+]
+g = torch.Generator().manual_seed(0)
+for shape, n, d, window, block, keys, dtype, tolerance in CASES:
+    grid = TokenGrid(*shape)
+    whole = torch.randn(2, grid.length, 3, n, d, generator=g).to(dtype)
+    q, k, v = whole.unbind(2)  # strided, as slices of one projection are
+    got, lse = window_attention(q, k, v, grid, window, block, keys)
+    expected, expected_lse = reference_attention(q, k, v, grid, HeadPattern.WINDOW, window)
+    torch.testing.assert_close(got.float(), expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(lse, expected_lse, atol=tolerance, rtol=tolerance)
+print("all equal")
+"""
+
+
+def test_it_equals_the_reference_for_any_grid_and_window() -> None:
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=env, timeout=300)
+    assert done.stdout.strip() == "all equal", done.stderr[-2000:]
