@@ -93,15 +93,17 @@ def save_png(rgb: np.ndarray, depth: int, tags: ColorTags, path: Path) -> None:
     Raises OSError where it cannot be written.
     """
     if depth == 8:
-        make_rgb_frame(rgb, "rgb24").save(str(path))
-        return
-    codes = np.ascontiguousarray(np.rint(rgb * 65535).astype(np.uint16))
+        frame = make_rgb_frame(rgb, "rgb24")
+    else:
+        codes = np.ascontiguousarray(np.rint(rgb * 65535).astype(np.uint16))
+        frame = av.VideoFrame.from_ndarray(codes, format="rgb48le").reformat(format="rgb48be")
+        set_tags(frame, tags)
     context = av.CodecContext.create("png", "w")
     assert isinstance(context, av.VideoCodecContext)
-    context.height, context.width = rgb.shape[:2]
-    context.pix_fmt, context.time_base = "rgb48be", Fraction(1)
-    frame = av.VideoFrame.from_ndarray(codes, format="rgb48le").reformat(format="rgb48be")
-    set_tags(frame, tags)
+    context.width, context.height, context.pix_fmt = frame.width, frame.height, frame.format.name
+    context.time_base = Fraction(1)
+    if depth > 8:
+        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
     path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
 
 
