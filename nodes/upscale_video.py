@@ -11,13 +11,15 @@ from comfy_api.latest import io, ui
 
 from ..oasis_core.jobs.estimate import clip_facts
 from ..oasis_core.pipeline import Upscaler
-from ..oasis_core.video_io import VideoReader, WriterSettings
+from ..oasis_core.video_io import Deinterlace, VideoReader, WriterSettings
 from ..oasis_core.video_job import JobSettings, upscale_video, what_is_asked
 from .bar import Bar
 from .model_handle import ModelHandle, OasisModelType
 from .settings import setting_inputs, settings_of
 from .video_files import SUFFIXES, drop_copy, source_file, target_file, workflow_notes
 
+REFUSE = "refuse"
+"""The choice that says nothing of fields."""
 BY_CODEC = -1
 """The value of crf that leaves the quality to the codec."""
 
@@ -57,6 +59,14 @@ class OasisUpscaleVideo(io.ComfyNode):
                     default="video/OASIS",
                     tooltip="Folder and beginning of the name, under ComfyUI's output folder.",
                 ),
+                io.Combo.Input(
+                    "deinterlace",
+                    options=[REFUSE, *(mode.value for mode in Deinterlace)],
+                    default=REFUSE,
+                    optional=True,
+                    tooltip="For interlaced video (old camcorders, DVDs, broadcasts), which is refused otherwise. frame: one "
+                    "frame for two fields. field: one for each, twice as many frames per second. none: as it is.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The saved video.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -65,12 +75,20 @@ class OasisUpscaleVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, video: Any, model: ModelHandle, codec: str, crf: int, filename_prefix: str, **settings: Any
+        cls,
+        video: Any,
+        model: ModelHandle,
+        codec: str,
+        crf: int,
+        filename_prefix: str,
+        deinterlace: str = REFUSE,
+        **settings: Any,
     ) -> io.NodeOutput:
         writer = WriterSettings(codec, None if crf == BY_CODEC else crf)
         upscaler = Upscaler(model.patcher.model, model.routing, settings_of(**settings))
         source = source_file(video, Path(folder_paths.get_output_directory()))
-        reader = VideoReader(source)
+        reader = VideoReader(source, deinterlace=None if deinterlace == REFUSE else Deinterlace.of(deinterlace))
+        reader.check_progressive()
         info = reader.info
         geometry, facts = (
             upscaler.geometry(info.height, info.width),

@@ -96,8 +96,8 @@ class VideoReader:
         """Raises ValueError where the video is interlaced and nothing was said of it."""
         if self._stored.interlaced and self.deinterlace is None:
             raise ValueError(
-                f"{self.path} is interlaced: give --deinterlace frame (one frame for two fields), field (one for each, "
-                "twice the rate), or none if it is progressive and its tags are wrong"
+                f"{self.path} is interlaced: set deinterlace (--deinterlace) to frame (one frame for two fields), field "
+                "(one for each, twice the rate), or none if it is progressive and its tags are wrong"
             )
 
     def frames(self, first: int = 0, known: Sequence[KnownFrame] = ()) -> Iterator[Frame]:
