@@ -9,13 +9,14 @@ from .head_routing import OasisHeadRouting
 from .load_model import OasisLoadModel
 from .model_files import register_folder
 from .upscale import OasisUpscale
+from .upscale_video import OasisUpscaleVideo
 
 
 class OasisExtension(ComfyExtension):
     """Names the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [OasisLoadModel, OasisHeadRouting, OasisUpscale, OasisColorCorrect]
+        return [OasisLoadModel, OasisHeadRouting, OasisUpscale, OasisUpscaleVideo, OasisColorCorrect]
 
 
 async def comfy_entrypoint() -> OasisExtension:

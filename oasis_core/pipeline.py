@@ -24,6 +24,7 @@ from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
 from .patchify import latent_length
 from .plan import ChunkCursor, Position, plan_tiles, warm_up_start
+from .progress import Progress, Tally
 from .routing.spec import RoutingSpec
 from .scene_cuts import SceneCutDetector
 
@@ -39,8 +40,8 @@ TILE_OVERLAP = 128
 WHOLE_FRAME = 1920 * 1088
 """Output pixels up to which ``tile=None`` keeps the frame whole."""
 
-Progress = Callable[[int, "int | None"], None]
-"""Called with the frames done and, where known, the frames in all."""
+Poll = Callable[[], None]
+"""Called before every block and every decoded frame; what it raises ends the work."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,16 @@ class Upscaler:
         )
 
     def upscale(
-        self, frames: Tensor, on_progress: Progress | None = None, poll: Callable[[], None] | None = None
+        self,
+        frames: Tensor,
+        on_progress: Progress | None = None,
+        poll: Poll | None = None,
+        show: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """A whole clip: ``(T, H, W, C)`` in [0, 1], C 3 or 4 -> ``(T, out_h, out_w, C)`` fp32 in [0, 1] on the CPU.
 
-        A fourth channel (alpha) is resampled bicubically and kept.
+        A fourth channel (alpha) is resampled bicubically and kept. ``show`` is given finished frames ``(H, W, 3)`` as they
+        come.
 
         Raises:
             ValueError: not such frames, or sizes that cannot be had.
@@ -148,6 +154,8 @@ class Upscaler:
         for part in self.stream((f[..., :3] for f in frames), len(frames), on_progress, poll):
             out[done : done + len(part), ..., :3] = part
             done += len(part)
+            if show is not None:
+                show(part[-1])
         for i in range(len(frames) if frames.shape[-1] == 4 else 0):
             alpha = frames[i : i + 1, ..., 3:].clamp(0, 1)
             out[i, ..., 3:] = resize(alpha, geometry.out_h, geometry.out_w)[0]
@@ -159,24 +167,21 @@ class Upscaler:
         frames: Iterable[Tensor],
         total: int | None = None,
         on_progress: Progress | None = None,
-        poll: Callable[[], None] | None = None,
+        poll: Poll | None = None,
     ) -> Iterator[Tensor]:
         """Frame by frame in, finished frames out; memory does not grow with the clip's length.
 
         Args:
             frames: ``(H, W, 3)`` each, in [0, 1] (values a little outside are clamped), all of one size.
             total: their number where known, for ``on_progress``.
-            poll: called before every block and every decoded frame; what it raises ends the stream.
 
         Yields:
             ``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU; as many frames in all as came in.
         """
-        done = 0
-        for part in self.parts(frames, Position(), poll):
-            done += len(part.frames)
+        tally = Tally(on_progress, total)
+        for part in self.parts(frames, Position(), poll, tally):
             yield part.frames
-            if on_progress is not None:
-                on_progress(done, total)
+            tally.finished(len(part.frames))
 
     def first_needed(self, start: Position) -> int:
         """Number of the first frame that ``parts`` must be fed to begin at ``start``."""
@@ -185,13 +190,14 @@ class Upscaler:
 
     @torch.inference_mode()
     def parts(
-        self, frames: Iterable[Tensor], start: Position, poll: Callable[[], None] | None = None
+        self, frames: Iterable[Tensor], start: Position, poll: Poll | None = None, tally: Tally | None = None
     ) -> Iterator[Part]:
         """The clip from ``start`` on, frame for frame what a stream of the whole clip gives there.
 
         Args:
             frames: the clip's frames from number ``first_needed(start)`` on, as for ``stream``.
             start: the position of a part that was restartable, under these settings or ones with larger chunks.
+            tally: told of the transformer's blocks.
         """
         chunk, overlap, factor = self.chunk, self.chunk_overlap, self.model.config.unshuffle[0]
         begin = warm_up_start(start, chunk, overlap, factor)
@@ -200,7 +206,7 @@ class Upscaler:
         for shot, members in groupby(numbered, key=itemgetter(0)):
             groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
             at = max(shot, begin)
-            for group, z_h, restartable in self._restored(groups, poll):
+            for group, z_h, restartable in self._restored(groups, poll, tally):
                 if at >= start.frame:  # what comes before only warms up the cross-fade: the decoder has no memory
                     if poll is not None:
                         poll()
@@ -208,7 +214,7 @@ class Upscaler:
                 at += group.count
 
     def _restored(
-        self, groups: Iterable[FrameGroup], poll: Callable[[], None] | None
+        self, groups: Iterable[FrameGroup], poll: Poll | None, tally: Tally | None
     ) -> Iterator[tuple[FrameGroup, Tensor, bool]]:
         """Each group of one shot with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded.
 
@@ -227,7 +233,7 @@ class Upscaler:
             for span in chunks:
                 z_l = torch.cat([latents[i] for i in range(span.start, span.stop)], dim=2)
                 last = group.ended and span is chunks[-1]
-                z_hs = fade.add(self._one_step(z_l, poll), span, last).split(1, dim=2)
+                z_hs = fade.add(self._one_step(z_l, poll, tally), span, last).split(1, dim=2)
                 for number, z_h in enumerate(z_hs):
                     yield waiting.pop(0), z_h, number == 0
             for position in [p for p in latents if p < cursor.keep_from]:
@@ -243,19 +249,27 @@ class Upscaler:
         geometry = self.geometry(*group.frames.shape[1:3])
         return upsample_and_pad(group.frames.to(weight.device, torch.float32).clamp(0, 1), geometry).to(weight.dtype)
 
-    def _one_step(self, z_l: Tensor, poll: Callable[[], None] | None) -> Tensor:
+    def _one_step(self, z_l: Tensor, poll: Poll | None, tally: Tally | None) -> Tensor:
         """z_H of a chunk; large frames in tiles."""
         config = self.model.config
         height, width = z_l.shape[3] // config.patch[1], z_l.shape[4] // config.patch[2]
         tile, overlap = self.tiling(height, width)
         tiles = plan_tiles(height, width, tile, overlap)
+        worth = (z_l.shape[2] - self.chunk_overlap) * config.unshuffle[0] / (config.depth * len(tiles))
+
+        def before_block() -> None:
+            if poll is not None:
+                poll()
+            if tally is not None:
+                tally.block(worth)
+
         if len(tiles) == 1:
-            return self.model.restore(z_l, self.routing, poll, self.fidelity)
+            return self.model.restore(z_l, self.routing, before_block, self.fidelity)
         blended = OverlapAdd(z_l, *z_l.shape[3:])
         for rows, columns in tiles:
             y, x = rows.times(config.patch[1]), columns.times(config.patch[2])
             cut = z_l[..., y.start : y.stop, x.start : x.stop]
-            piece = self.model.restore(cut, self.routing, poll, self.fidelity)
+            piece = self.model.restore(cut, self.routing, before_block, self.fidelity)
             blended.add(piece, y, x, overlap * config.patch[1])
         return blended.result()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -23,9 +23,10 @@ from .jobs.manifest import Asked
 from .jobs.overlap import ReadAhead, WriteBehind
 from .jobs.segment_files import Border, Ready, SegmentFiles, join_images, join_segments
 from .jobs.segments import ends_segment
-from .jobs.shrink import free_memory, is_out_of_memory, smaller, with_plan
-from .pipeline import Progress, Upscaler
+from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
+from .pipeline import Poll, Upscaler
 from .plan import Position
+from .progress import Progress, Tally
 from .video_io import Frame, VideoReader, VideoWriter, WriterSettings
 from .video_io.writer import check_target
 
@@ -78,8 +79,10 @@ def upscale_video(
     upscaler: Upscaler,
     writer: WriterSettings,
     on_progress: Progress | None = None,
-    poll: Callable[[], None] | None = None,
+    poll: Poll | None = None,
     job: JobSettings = JobSettings(),
+    show: Callable[[Tensor], None] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Done:
     """Upscale all that ``reader`` gives into ``target``; sound, clock and tags come along.
 
@@ -88,7 +91,8 @@ def upscale_video(
     smaller chunks, then tiles, from the last finished segment on.
 
     Args:
-        on_progress, poll: as in ``Upscaler.stream``.
+        on_progress, poll: as in ``Upscaler.stream``; show: as in ``Upscaler.upscale``.
+        notes: text that the file carries as metadata (not PNG images), by name.
 
     Raises:
         ValueError, OSError: a target that cannot be written or is the input itself, a job folder that does not fit, a
@@ -107,13 +111,13 @@ def upscale_video(
     kept, began = folder.manifest.position.frame, time.monotonic()
     if kept:
         log.info("%d finished frames are kept; going on after them", kept)
-    work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll)
+    work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll, show)
     try:
         work.make_segments()
         if not folder.manifest.joined and writer.codec == "png":
             join_images(folder, target)
         elif not folder.manifest.joined:
-            join_segments(folder, VideoWriter(target, *size, reader.info, writer, source))
+            join_segments(folder, VideoWriter(target, *size, reader.info, writer, source, notes))
         folder.remove()
     except (OSError, av.FFmpegError) as e:
         raise OSError(_told(e, folder)) from e
@@ -161,11 +165,11 @@ class _Work:
 
     def __init__(
         self, reader: VideoReader, upscaler: Upscaler, writer: WriterSettings, folder: JobFolder, size: tuple[int, int],
-        full: int, on_progress: Progress | None, poll: Callable[[], None] | None,
+        full: int, on_progress: Progress | None, poll: Poll | None, show: Callable[[Tensor], None] | None,
     ) -> None:  # fmt: skip
         self.reader, self.writer, self.folder, self.size, self.full = reader, writer, folder, size, full
         self.upscaler = with_plan(upscaler, folder.manifest.chunk_frames, folder.manifest.tile)
-        self.on_progress, self.poll = on_progress, poll
+        self.on_progress, self.poll, self.show = on_progress, poll, show
         self.waited = 0.0
 
     def make_segments(self) -> None:
@@ -182,17 +186,10 @@ class _Work:
     def _shrink(self) -> None:
         """Remember a smaller plan. Raises MemoryError where there is none."""
         had, info = self.upscaler.settings, self.reader.info
-        upscaler = smaller(self.upscaler, info.height, info.width)
-        if upscaler is None:
-            raise MemoryError(
-                f"out of memory even with single frames in tiles of {had.tile}: lower the output size (--scale or --size)"
-            )
-        s = upscaler.settings
-        log.warning(
-            "out of memory with chunk %d, tile %s: going on from frame %d with chunk %d, tile %s",
-            had.chunk_frames, _tile(had.tile), self.folder.manifest.position.frame, s.chunk_frames, _tile(s.tile),
-        )  # fmt: skip
-        self.upscaler = upscaler
+        self.upscaler = shrunk(self.upscaler, info.height, info.width)
+        s = self.upscaler.settings
+        at = self.folder.manifest.position.frame
+        log.warning("out of memory with %s: going on from frame %d with %s", told(had), at, told(s))
         self.folder.update(replace(self.folder.manifest, chunk_frames=s.chunk_frames, tile=s.tile))
 
     def _go_on(self) -> None:
@@ -220,7 +217,8 @@ class _Work:
     ) -> int:
         """Upscale from ``start`` on; returns the number of frames that the clip has."""
         begun = at = start.frame
-        for part in self.upscaler.parts(frames, start, self.poll):
+        tally = Tally(self.on_progress, self.reader.info.about, at)
+        for part in self.upscaler.parts(frames, start, self.poll, tally):
             at = part.position.frame
             if part.restartable and ends_segment(at - begun, at == part.position.shot, self.full):
                 behind.put(Border(part.position))
@@ -228,8 +226,9 @@ class _Work:
             for rgb in part.frames:
                 behind.put(Ready(rgb, stamps.popleft()))
             at += len(part.frames)
-            if self.on_progress is not None:
-                self.on_progress(at, self.reader.info.frames)
+            tally.finished(len(part.frames))
+            if self.show is not None:
+                self.show(part.frames[-1])
         self._check_input()
         return at
 
@@ -250,7 +249,3 @@ def _noting_stamps(frames: Iterable[Frame], stamps: deque[int], skip: int) -> It
         if number >= skip:
             stamps.append(frame.pts)
         yield frame.rgb
-
-
-def _tile(tile: int | None) -> str:
-    return {None: "by size", 0: "whole frame"}.get(tile, str(tile))

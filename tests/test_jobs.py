@@ -484,8 +484,7 @@ def test_where_nothing_fits_the_error_names_what_to_lower(
     monkeypatch.setattr(OasisModel, "restore", restore)
     assert run(clip, tmp_path / "out.mp4", model, "--scale", "4") == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert "--scale" in error[-1]
-    assert "even with single frames in tiles of 128" in error[-1]
+    assert "even with chunk 1, tile 128: lower the output size (scale, or width and height)" in error[-1]
     assert list(tmp_path.iterdir()) == []
 
 

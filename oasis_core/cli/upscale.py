@@ -120,9 +120,9 @@ def upscale(job: Job) -> Done:
         ValueError, OSError: bad input, one line.
     """
     reader, upscaler = _prepare(job)
-    with tqdm(total=reader.info.frames, unit="frame", disable=None) as bar:
+    with tqdm(total=reader.info.about, unit="frame", disable=None) as bar:
 
-        def advance(done: int, total: int | None) -> None:
+        def advance(done: float, total: int | None) -> None:
             bar.update(done - bar.n)
 
         return upscale_video(reader, job.target, upscaler, job.writer, advance, job=job.keep)

@@ -113,6 +113,24 @@ def read_manifest(path: Path) -> Manifest | None:
         raise ValueError(f"{path / MANIFEST} is damaged ({e}); delete that folder to start anew") from None
 
 
+def unfinished_target(folder: Path, prefix: str, asked: Asked) -> Path | None:
+    """The target in ``folder``, its name beginning with ``prefix``, whose unfinished job asks for exactly that; None: none.
+
+    Damaged jobs and those of something else are passed over.
+    """
+    for path in sorted(folder.glob(f"*{ENDING}")):
+        if not path.name.startswith(prefix):
+            continue
+        try:
+            manifest = read_manifest(path)
+        except (ValueError, OSError) as e:
+            log.warning("%s", e)
+            continue
+        if manifest is not None and not manifest.joined and not differences(manifest.asked, asked):
+            return path.with_name(path.name.removesuffix(ENDING))
+    return None
+
+
 def make_durable(path: Path) -> None:
     """Have a file, or all files of a folder, on the disk before going on."""
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:

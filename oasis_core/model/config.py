@@ -19,13 +19,14 @@ class PixelDecoderConfig:
     """Channels at half the output's resolution."""
     hr_blocks: int = 1
     """Residual blocks at that resolution."""
-    lq_features: bool = True
-    """Whether the low-quality frames come in as features too, beside the latent. Then the decoder restores by itself and
-    the transformer learns little (docs/training.md): only the first weights have it."""
+    residual: bool = False
+    """True: it sees z_H - z_L and nothing else, so that all it draws the transformer has said. False: it sees z_H and the
+    low-quality frames; then it restores by itself, and the transformer learns little (docs/training.md): only the first
+    weights are so."""
 
     def __post_init__(self) -> None:
-        if type(self.lq_features) is not bool:
-            raise ValueError(f"decoder lq_features is {self.lq_features!r}; it must be true or false")
+        if type(self.residual) is not bool:
+            raise ValueError(f"decoder residual is {self.residual!r}; it must be true or false")
         for f in fields(self)[:4]:
             value = getattr(self, f.name)
             low = 0 if f.name.endswith("blocks") else 1

@@ -68,6 +68,8 @@ class OasisModel(nn.Module):
             raise ValueError(
                 f"{pixels.shape[2]} frames do not fit {z_h.shape[2]} latent frames of {group} (first={first})"
             )
+        if self.config.decoder.residual:
+            z_h = z_h - self.encode(whole, first=False)
         return self.decoder(z_h, whole)[:, :, whole.shape[2] - pixels.shape[2] :]
 
     def forward(self, pixels: Tensor, routing: RoutingSpec, timestep: Tensor | None = None) -> Tensor:

@@ -78,8 +78,8 @@ class StageConfig:
     reuse: int = 1
     """Times each batch is used, each time turned another way (1 to 4): data that cost too much to make."""
     train: Literal["all", "transformer", "decoder"] = "all"
-    """What moves. "decoder": projection and decoder learn to draw sharp frames from a code that holds what the
-    low-quality ones lack (``residual_coder.py``), the transformer rests; "transformer": the other way round."""
+    """What moves. "decoder": the (residual) decoder learns to draw sharp frames from a code that holds what the low-quality
+    ones lack (``residual_coder.py``); "transformer": all but the decoder, which learn to say that code."""
     routed: bool = False
     """Routing: False: every head global (dense); True: specialised (calibrated before the first such stage)."""
     loss: LossWeights = field(default_factory=LossWeights)
@@ -154,6 +154,8 @@ class TrainConfig:
             raise ValueError("the training config has no [[stages]]")
         if any(s.faithful for s in self.stages) and self.model.faithful_timestep is None:
             raise ValueError("a stage trains fidelity (faithful above 0), but [model] has no faithful_timestep")
+        if any(s.train == "decoder" for s in self.stages) and not self.model.decoder.residual:
+            raise ValueError("a stage trains the decoder alone; that needs residual = true in [model.decoder]")
         group = self.model.frame_group
         for stage in self.stages:
             if (stage.frames - 1) % group:

@@ -10,7 +10,7 @@ from ..patchify import replicate_first, unshuffle_groups
 
 
 class ResidualCoder(nn.Module):
-    """Linear, as the model's own projection: unshuffled residual -> what is added to z_L. Not part of the model."""
+    """Linear, as the model's own projection: unshuffled residual -> z_H - z_L. Not part of the model."""
 
     def __init__(self, config: OasisConfig) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class TrainState:
         decoder = part == "decoder"
         for name, p in self.model.named_parameters():
             if name in self.ema:
-                p.requires_grad_(part == "all" or name.startswith("dit.") != decoder)
+                p.requires_grad_(part == "all" or name.startswith("decoder.") == decoder)
         moving: list[Tensor] = [p for p in self.trained if p.requires_grad]
         return moving + list(self.coder.parameters()) if decoder else moving
 

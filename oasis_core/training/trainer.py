@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..evaluation.perceptual import STLPIPS
 from ..model import OasisModel
 from ..model.layers import Block
+from ..patchify import replicate_first
 from ..routing.spec import HeadPattern, RoutingSpec
 from . import losses
 from .config import LossWeights, StageConfig, TrainConfig
@@ -212,14 +213,15 @@ def _gradient(terms: dict[str, Tensor], weights: LossWeights, sr: Tensor) -> Ten
 
 
 class DrawClips:
-    """The decoder's lesson: low-quality frames and a code of what they lack in, sharp frames out."""
+    """The residual decoder's lesson: low-quality frames and a code of what they lack in, sharp frames out."""
 
     def __init__(self, model: OasisModel, coder: ResidualCoder) -> None:
         self.model, self.coder = model, coder
 
     def __call__(self, pixels: Tensor, sharp: Tensor) -> Tensor:
         """Both ``(B, 3, T, H, W)`` in [-1, 1]."""
-        return self.model.decode(self.model.encode(pixels) + self.coder(sharp - pixels), pixels)
+        whole = replicate_first(pixels, self.model.config.unshuffle[0])
+        return self.model.decoder(self.coder(sharp - pixels), whole)[:, :, -pixels.shape[2] :]
 
 
 class _RestoreClips(nn.Module):

@@ -45,6 +45,16 @@ class VideoInfo:
     start: Fraction = Fraction(0)
     """Second at which the file's clock starts (transport streams: anywhere); the writer makes it 0 for picture and sound."""
 
+    duration: float | None = None
+    """Seconds that the file says it lasts; None where it does not."""
+
+    @property
+    def about(self) -> int | None:
+        """Frames, to show progress by: as told, or by duration and rate; None where neither is known."""
+        if self.frames or self.duration is None:
+            return self.frames
+        return max(1, round(self.duration * self.rate))
+
     @property
     def seconds(self) -> float | None:
         return float(self.frames / self.rate) if self.frames else None
@@ -119,6 +129,7 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fra
     return VideoInfo(
         width, height, stream.frames or None, rate, stream.time_base or 1 / rate, rotation, aspect,
         frame.format.name, depth_of(frame.format), tags, audio, mirrored, start,
+        duration=container.duration / av.time_base if container.duration else None,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -83,6 +84,7 @@ class VideoWriter:
         path: target file; for codec "png" a folder that does not exist yet or is empty.
         width, height: of the frames to come.
         source: the input's facts (rate, time base, pixel aspect, colour).
+        notes: text that the file carries as metadata, by name (not images).
         audio_from: file whose audio is copied (re-encoded only where the container cannot hold its codec).
 
     Raises:
@@ -98,6 +100,7 @@ class VideoWriter:
         source: VideoInfo,
         settings: WriterSettings,
         audio_from: Path | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         self.path, self.size, self.source, self.settings = path, (height, width), source, settings
         self.codec = CODECS[settings.codec]
@@ -108,6 +111,7 @@ class VideoWriter:
         self.first_pts = round(source.start / source.time_base)
         self.written = 0
         self._copied = False
+        self._notes = notes or {}
         self._container: av.container.OutputContainer | None = None
         self._audio: AudioTracks | None = None
         self._audio_from = audio_from if source.audio else None
@@ -124,8 +128,12 @@ class VideoWriter:
         return self
 
     def _open(self) -> None:
-        options = {"movflags": "+faststart"} if self.path.suffix.lower() in (".mp4", ".mov") else {}
+        flags = (
+            "+faststart+use_metadata_tags" if self._notes else "+faststart"
+        )  # else MP4 keeps the names it knows only
+        options = {"movflags": flags} if self.path.suffix.lower() in (".mp4", ".mov") else {}
         self._container = av.open(str(self.part), "w", options=options)
+        self._container.metadata.update(self._notes)
         stream = self._container.add_stream(self.codec.encoder, rate=self.source.rate, options=dict(self.codec.options))
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context

@@ -30,7 +30,7 @@ MIN_PSNR = 30.0
 def write_clip(path: Path, frames: int, height: int, width: int) -> None:
     """A moving smooth pattern with a hard edge, and a tone of the same length."""
     torch.manual_seed(0)
-    pattern = resize(torch.rand(1, 6, 8, 3), height, width * 2)[0]
+    pattern = resize(torch.rand(1, 6, 8, 3), height, width + 3 * frames)[0]
     with av.open(str(path), "w") as out:
         video = out.add_stream("libx264", rate=RATE)
         video.width, video.height, video.pix_fmt, video.options = width, height, "yuv420p", {"crf": "10"}

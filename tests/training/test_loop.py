@@ -178,7 +178,7 @@ def test_the_shipped_config_is_valid(tmp_path: Path) -> None:
 
 
 def test_each_stage_moves_its_part_alone(data: Path, tmp_path: Path) -> None:
-    drawing = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, lq_features=False))
+    drawing = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, residual=True))
     stage = StageConfig("draw", 2, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-3, train="decoder")
     after = []
     for stages in ((stage,), (stage, dataclasses.replace(stage, train="transformer"))):
@@ -192,10 +192,10 @@ def test_each_stage_moves_its_part_alone(data: Path, tmp_path: Path) -> None:
     for name, was in start.state_dict().items():
         drawn, restored = (a[name] for a in after)
         moved = not torch.equal(drawn, was), not torch.equal(restored, drawn)
-        if name.startswith("dit."):
-            assert not moved[0], name
-        else:
+        if name.startswith("decoder."):
             assert moved == (True, False), name
+        else:
+            assert not moved[0], name
     assert not torch.equal(after[1]["dit.head.head.weight"], after[0]["dit.head.head.weight"])
 
 
@@ -240,5 +240,7 @@ def test_held_out_clips_are_scored_and_never_trained_on(
 def test_a_decoder_stage_with_an_adversary_is_refused() -> None:
     with pytest.raises(ValueError, match="decoder stage has no"):
         StageConfig("draw", 1, train="decoder", loss=LossWeights(adversarial=0.1))
+    with pytest.raises(ValueError, match="needs residual = true"):
+        TrainConfig(MODEL, (StageConfig("draw", 1, batch=1, frames=1, size=64, train="decoder"),))
     with pytest.raises(ValueError, match="allowed: all, transformer, decoder"):
         StageConfig("draw", 1, train="encoder")  # type: ignore[arg-type]

@@ -1,8 +1,7 @@
-"""Convolutional pixel-shuffle decoder: latent in, what the upsampled low-quality frames lack out.
+"""Convolutional pixel-shuffle decoder: latent in; out, the upsampled low-quality frames and what they lack.
 
-What it knows of the picture it has from the latent: it draws, the transformer restores. It works on one frame at a time
-(2D convolutions), so streamed, chunked and whole decoding are the same by construction; consistency in time is the
-transformer's work.
+It draws, the transformer restores: it works on one frame at a time (2D convolutions), so streamed, chunked and whole
+decoding are the same by construction; consistency in time is the transformer's work.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class ResidualBlock(nn.Module):
 class PixelDecoder(nn.Module):
     """Latent cells of s x s pixels -> features at half the cell -> half the output's resolution -> pixels.
 
-    The low-quality frames are added to the result (and come in as features where ``lq_features`` says so).
+    The low-quality frames are added to the result (and come in as features where it is not ``residual``).
     """
 
     def __init__(self, config: OasisConfig) -> None:
@@ -60,7 +59,7 @@ class PixelDecoder(nn.Module):
         sizes = config.decoder
         width, hr = sizes.width, sizes.hr_width
         self.conv_in = _conv(config.latent_channels, self.group * 4 * width)
-        self.conv_skip = _conv(3 * self.coarse**2, width) if sizes.lq_features else None
+        self.conv_skip = _conv(3 * self.coarse**2, width) if not sizes.residual else None
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(sizes.blocks)))
         self.up = _conv(width, hr * (self.coarse // 2) ** 2)
         self.hr_blocks = nn.Sequential(*(ResidualBlock(hr) for _ in range(sizes.hr_blocks)))
@@ -83,7 +82,7 @@ class PixelDecoder(nn.Module):
         """Restore whole frame groups.
 
         Args:
-            z: latent ``(B, C, t, h, w)``.
+            z: latent ``(B, C, t, h, w)``: z_H, of a residual decoder z_H - z_L.
             lq: upsampled low-quality pixels ``(B, 3, group * t, cell * h, cell * w)`` in [-1, 1].
 
         Returns:
