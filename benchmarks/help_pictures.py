@@ -1,4 +1,4 @@
-"""The pictures of the nodes' help pages, from the bundled sample: python benchmarks/help_pictures.py
+"""The icon, and the pictures of the nodes' help pages from the bundled sample: python benchmarks/help_pictures.py
 
 Make them anew when the shipped weights change. The page shows them about 300 pixels wide. (``load_model.jpg`` is taken by
 ``tests/comfy/test_page.py``.)
@@ -23,6 +23,9 @@ from oasis_core.video_io import VideoReader
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "assets" / "sample.mp4"
 PICTURES = ROOT / "web" / "docs" / "pictures"
+ICON = ROOT / "assets" / "icon.png"
+ICON_SIDE, ICON_COARSE = 256, 16
+"""Pixels, and the blocks of its left half."""
 FRAMES = slice(8, 13)
 """Of the sample; the middle one is shown."""
 VIEW = (290, 270, 300, 300)
@@ -47,6 +50,7 @@ def main() -> None:
     upscale_picture(frames).save(PICTURES / "upscale.jpg", quality=88)
     color_picture(frames[len(frames) // 2]).save(PICTURES / "color.jpg", quality=88)
     patterns_picture().save(PICTURES / "routing.png", optimize=True)
+    icon().save(ICON, optimize=True)
 
 
 def upscale_picture(frames: Tensor) -> Image.Image:
@@ -93,6 +97,22 @@ def patterns_picture() -> Image.Image:
                     at = (left + x * CELL, top + 26 + y * CELL)
                     draw.rectangle((*at, at[0] + CELL - 2, at[1] + CELL - 2), fill=fill)
     return image
+
+
+def icon() -> Image.Image:
+    """Sun, dunes and water; coarse on the left, fine on the right."""
+    side = 4 * ICON_SIDE
+    image = Image.new("RGB", (side, side), (16, 44, 84))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse([side * k for k in (0.30, 0.16, 0.70, 0.56)], fill=(255, 196, 64))
+    draw.ellipse([side * k for k in (-0.55, 0.47, 0.75, 1.4)], fill=(214, 138, 60))
+    draw.ellipse([side * k for k in (0.30, 0.53, 1.6, 1.4)], fill=(236, 166, 84))
+    draw.ellipse([side * k for k in (0.10, 0.72, 0.90, 0.96)], fill=(52, 190, 190))
+    fine = image.resize((ICON_SIDE, ICON_SIDE), Image.Resampling.LANCZOS)
+    coarse = image.resize((ICON_COARSE, ICON_COARSE), Image.Resampling.BOX)
+    left = coarse.resize((ICON_SIDE, ICON_SIDE), Image.Resampling.NEAREST).crop((0, 0, ICON_SIDE // 2, ICON_SIDE))
+    fine.paste(left, (0, 0))
+    return fine
 
 
 def sees(pattern: HeadPattern, query: tuple[int, int, int], token: tuple[int, int, int]) -> bool:

@@ -30,14 +30,17 @@ def nodes(client: Any) -> dict[str, dict[str, Any]]:
     return {name: node for name, node in info.items() if node["category"] == "OASIS"}
 
 
+def inputs_of(node: dict[str, Any]) -> dict[str, Any]:
+    return {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+
+
 def texts(node: dict[str, Any]) -> dict[str, Any]:
     """What of a schema is read by people, in the form of ``nodeDefs.json``."""
-    inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
     outputs = zip(node["output_name"], node["output_tooltips"], strict=True)
     return {
         "display_name": node["display_name"],
         "description": node["description"],
-        "inputs": {n: {"name": n, "tooltip": options["tooltip"]} for n, (_, options) in inputs.items()},
+        "inputs": {n: {"name": n, "tooltip": options["tooltip"]} for n, (_, options) in inputs_of(node).items()},
         "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in enumerate(outputs)},
     }
 

@@ -25,10 +25,12 @@ PACK = "ComfyUI-OASIS"
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 HELP = WORKFLOWS.parent / "web" / "docs"
 SAMPLE = WORKFLOWS.parent / "assets" / "sample.mp4"
-READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.OasisUpscale"
+READY = """() => window.app?.graph && window.LiteGraph?.registered_node_types?.OasisUpscale
+    && app.extensionManager?.workflow?.activeWorkflow && !document.querySelector(".p-blockui-mask, #splash-loader")"""
+"""The nodes are known and the first workflow is on the canvas: what is put there before is lost."""
 PAGE_MS = 60_000
-INFO = "[data-testid=info-button], [data-testid=help-button], button:has(.pi-question-circle)"
-"""The button on a selected node that opens its help, in newer and older pages."""
+INFO = "[data-testid=info-button]"
+"""The button on a selected node that opens its help."""
 SCALE = 0.9
 """Zoom at which a workflow opens."""
 WITH_PREVIEW = ["LoadVideo", "SaveVideo"]
@@ -164,7 +166,7 @@ def test_write_help_picture(page: Any, client: Any, name: str) -> None:
     client.upload(SAMPLE, SAMPLE.name)
     reload(page)
     prompt = HELP_PICTURES[name]
-    _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), [], "", SCALE])
+    _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, "", SCALE])
     snapshot(page, right, bottom).save(HELP / "pictures" / f"{name}.jpg", quality=88)
 
 
