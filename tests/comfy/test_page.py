@@ -1,7 +1,8 @@
-"""The workflows in ComfyUI's own page, in a headless browser (skipped where playwright or Chromium is missing).
+"""Workflows and help in ComfyUI's own page, in a headless browser (skipped where playwright or Chromium is missing).
 
 ``WRITE_WORKFLOWS=1 pytest tests/comfy/test_page.py`` makes the UI form of each workflow anew from its API form, by the
 page itself; do that on the oldest supported ComfyUI with its own page (``COMFYUI_FRONTEND``: its static folder).
+``WRITE_HELP=1`` takes the pictures of nodes that the help pages show.
 """
 
 from __future__ import annotations
@@ -22,12 +23,59 @@ pytestmark = pytest.mark.comfy
 WORKFLOWS = Path(__file__).resolve().parent.parent.parent / "workflows"
 PACK = "ComfyUI-OASIS"
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+HELP = WORKFLOWS.parent / "web" / "docs"
 SAMPLE = WORKFLOWS.parent / "assets" / "sample.mp4"
-READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.OasisUpscale"
+READY = """() => window.app?.graph && window.LiteGraph?.registered_node_types?.OasisUpscale
+    && app.extensionManager?.workflow?.activeWorkflow && !document.querySelector(".p-blockui-mask, #splash-loader")"""
+"""The nodes are known and the first workflow is on the canvas: what is put there before is lost."""
 PAGE_MS = 60_000
+INFO = "[data-testid=info-button]"
+"""The button on a selected node that opens its help."""
 SCALE = 0.9
 """Zoom at which a workflow opens."""
 WITH_PREVIEW = ["LoadVideo", "SaveVideo"]
+ARRANGE = """async ([prompt, columns, withPreview, note, scale]) => {
+    await app.loadApiJson(prompt, "workflow")
+    const left = 120, top = 150, gap = [50, 100], previewHeight = 330
+    let x = left, bottom = top
+    for (const column of columns) {
+        let y = top, width = 0
+        for (const id of column) {
+            const n = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id))
+            const size = n.computeSize()
+            n.size = [Math.max(n.size[0], size[0]), withPreview.includes(n.type) ? previewHeight : size[1]]
+            n.pos = [x, y]
+            y += n.size[1] + gap[1]
+            width = Math.max(width, n.size[0])
+        }
+        x += width + gap[0]
+        bottom = Math.max(bottom, y - gap[1])
+    }
+    if (note) {
+        const text = LiteGraph.createNode("MarkdownNote")
+        text.title = "How to use"
+        text.size = [620, 130]
+        text.pos = [left, bottom + gap[1]]
+        text.widgets[0].value = note
+        app.graph.add(text)
+    }
+    app.canvas.ds.scale = scale
+    app.canvas.ds.offset = [0, 0]
+    return [JSON.stringify(app.graph.serialize(), null, 2), x - gap[0], bottom]
+}"""
+"""Load a prompt, put its nodes into columns and a note below; gives the graph and where its nodes end."""
+HELP_PICTURES = {
+    "load_model": {
+        "load": {"class_type": "OasisLoadModel", "inputs": {"model_name": "oasis-tiny", "dtype": "auto"}},
+        "up": {"class_type": "OasisUpscale", "inputs": {"model": ["load", 0]}},
+    },
+    "upscale_video": {
+        "video": {"class_type": "LoadVideo", "inputs": {"file": "sample.mp4"}},
+        "load": {"class_type": "OasisLoadModel", "inputs": {"model_name": "oasis-tiny", "dtype": "auto"}},
+        "up": {"class_type": "OasisUpscaleVideo", "inputs": {"video": ["video", 0], "model": ["load", 0]}},
+    },
+}
+"""The prompts that they show."""
 NOTES = {
     "oasis_upscale_video": "**Choose a video** on the left, press Run; the result is in ComfyUI's output folder, under "
     "`video`.\n\nTo try it: copy `assets/sample.mp4` of this node pack into ComfyUI's `input` folder.\n\nLong or "
@@ -78,43 +126,13 @@ def draw(page: Any, ms: int = 1500) -> None:
     page.wait_for_timeout(ms)
 
 
-@pytest.mark.skipif("WRITE_WORKFLOWS" not in os.environ, reason="writes into the checkout: WRITE_WORKFLOWS=1")
-@pytest.mark.parametrize("name", NAMES)
-def test_write_workflow(page: Any, client: Any, name: str) -> None:
-    """UI form and thumbnail."""
-    client.upload(SAMPLE, SAMPLE.name)
+def reload(page: Any) -> None:
     page.reload()
     page.wait_for_function(READY, timeout=PAGE_MS)
-    arrange = """async ([prompt, columns, withPreview, note, scale]) => {
-        await app.loadApiJson(prompt, "workflow")
-        const left = 120, top = 150, gap = [50, 100], previewHeight = 330
-        let x = left, bottom = top
-        for (const column of columns) {
-            let y = top, width = 0
-            for (const id of column) {
-                const n = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id))
-                const size = n.computeSize()
-                n.size = [Math.max(n.size[0], size[0]), withPreview.includes(n.type) ? previewHeight : size[1]]
-                n.pos = [x, y]
-                y += n.size[1] + gap[1]
-                width = Math.max(width, n.size[0])
-            }
-            x += width + gap[0]
-            bottom = Math.max(bottom, y - gap[1])
-        }
-        const text = LiteGraph.createNode("MarkdownNote")
-        text.title = "How to use"
-        text.size = [620, 130]
-        text.pos = [left, bottom + gap[1]]
-        text.widgets[0].value = note
-        app.graph.add(text)
-        app.canvas.ds.scale = scale
-        app.canvas.ds.offset = [0, 0]
-        return [JSON.stringify(app.graph.serialize(), null, 2), x - gap[0], bottom]
-    }"""
-    prompt = load_api(name)
-    graph, right, bottom = page.evaluate(arrange, [prompt, columns(prompt), WITH_PREVIEW, NOTES[name], SCALE])
-    (WORKFLOWS / f"{name}.json").write_text(graph + "\n", encoding="utf-8")
+
+
+def snapshot(page: Any, right: float, bottom: float) -> Image.Image:
+    """The canvas from its origin to there, when previews have loaded."""
     draw(page, 3000)
     place = """(scale) => {
         app.canvas.ds.scale = scale
@@ -125,9 +143,31 @@ def test_write_workflow(page: Any, client: Any, name: str) -> None:
     x, y = page.evaluate(place, SCALE)
     draw(page)
     box = {"x": x + 90 * SCALE, "y": y + 100 * SCALE, "width": (right - 60) * SCALE, "height": (bottom - 70) * SCALE}
-    picture = Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB")
+    return Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB")
+
+
+@pytest.mark.skipif("WRITE_WORKFLOWS" not in os.environ, reason="writes into the checkout: WRITE_WORKFLOWS=1")
+@pytest.mark.parametrize("name", NAMES)
+def test_write_workflow(page: Any, client: Any, name: str) -> None:
+    """UI form and thumbnail."""
+    client.upload(SAMPLE, SAMPLE.name)
+    reload(page)
+    prompt = load_api(name)
+    graph, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, NOTES[name], SCALE])
+    (WORKFLOWS / f"{name}.json").write_text(graph + "\n", encoding="utf-8")
+    picture = snapshot(page, right, bottom)
     picture.thumbnail((800, 800), Image.Resampling.LANCZOS)
     picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
+
+
+@pytest.mark.skipif("WRITE_HELP" not in os.environ, reason="writes into the checkout: WRITE_HELP=1")
+@pytest.mark.parametrize("name", HELP_PICTURES)
+def test_write_help_picture(page: Any, client: Any, name: str) -> None:
+    client.upload(SAMPLE, SAMPLE.name)
+    reload(page)
+    prompt = HELP_PICTURES[name]
+    _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, "", SCALE])
+    snapshot(page, right, bottom).save(HELP / "pictures" / f"{name}.jpg", quality=88)
 
 
 def test_template_browser_lists_the_workflows(client: Any) -> None:
@@ -144,8 +184,7 @@ def test_workflow_opens_by_drop(page: Any, client: Any, name: str, tmp_path: Pat
     """Every node is known, nothing is marked red, and the page makes the same prompt of it as the API form."""
     prompt = load_api(name)
     client.upload(SAMPLE, SAMPLE.name)
-    page.reload()
-    page.wait_for_function(READY, timeout=PAGE_MS)
+    reload(page)
     text = (WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")
     page.evaluate(
         'async ([text, name]) => app.handleFile(new File([text], name, {type: "application/json"}))',
@@ -164,3 +203,30 @@ def test_workflow_opens_by_drop(page: Any, client: Any, name: str, tmp_path: Pat
     for node, content in prompt.items():
         assert made[node]["class_type"] == content["class_type"]
         assert {k: made[node]["inputs"].get(k) for k in content["inputs"]} == content["inputs"]
+
+
+@pytest.mark.parametrize("node", sorted(path.name for path in HELP.iterdir() if path.name.startswith("Oasis")))
+def test_help_shows(page: Any, node: str, tmp_path: Path) -> None:
+    """Select the node, press its info button: the page with its picture, no wider than the panel."""
+    reload(page)
+    select = """(type) => {
+        app.graph.clear()
+        const node = LiteGraph.createNode(type)
+        node.pos = [300, 300]
+        app.graph.add(node)
+        app.canvas.selectNodes([node])
+        app.canvas.setDirty(true, true)
+    }"""
+    page.evaluate(select, node)
+    page.click(INFO, timeout=PAGE_MS)
+    shown = page.locator(".node-help-content")
+    shown.locator("h1").wait_for(timeout=PAGE_MS)
+    title = (HELP / node / "en.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    assert shown.locator("h1").inner_text() == title
+    loaded = """() => {
+        const img = document.querySelector(".node-help-content img")
+        return img && img.complete && img.naturalWidth > 0
+    }"""
+    page.wait_for_function(loaded, timeout=PAGE_MS)
+    page.screenshot(path=tmp_path / f"{node}.png")
+    assert shown.evaluate("(e) => e.scrollWidth <= e.clientWidth + 1")
