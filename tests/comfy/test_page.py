@@ -77,6 +77,10 @@ HELP_PICTURES = {
 }
 """The prompts that they show."""
 NOTES = {
+    "oasis_long_video": "**Choose a video** on the left, of any length, press Run: it is read, upscaled and written bit by "
+    "bit, in constant memory.\n\nThe result, with its sound, is in ComfyUI's output folder, under `video`. Interrupted, "
+    "it goes on where it was when you press Run again.\n\nTo try it: copy `assets/sample.mp4` of this node pack into "
+    "ComfyUI's `input` folder.",
     "oasis_upscale_video": "**Choose a video** on the left, press Run; the result is in ComfyUI's output folder, under "
     "`video`.\n\nTo try it: copy `assets/sample.mp4` of this node pack into ComfyUI's `input` folder.\n\nLong or "
     "large clips need much memory: lower `chunk_frames` or set a `tile` if it runs out.",
