@@ -16,12 +16,14 @@ from torch import Tensor
 from oasis_core.checkpoints import embedded_path, load_checkpoint
 from oasis_core.geometry import resize
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.video_io import VideoReader
 
 pytestmark = pytest.mark.comfy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLE = ROOT / "assets" / "sample.mp4"
 UPSCALE_VIDEO = ROOT / "workflows" / "api" / "oasis_upscale_video.json"
+LONG_VIDEO = ROOT / "workflows" / "api" / "oasis_long_video.json"
 RATE = Fraction(24000, 1001)
 MIN_PSNR = 30.0
 """Of the saved video against the frames that went into it: SaveVideo's H.264 on a clip with sharp edges."""
@@ -90,6 +92,21 @@ def test_upscale_video(client: Any, tmp_path: Path) -> None:
     assert psnr(sr, core) > 45  # pictures are cut to 8 bits, and newer ComfyUI's video frames are not 8-bit values
     assert psnr(sr, core) > psnr(sr, resize(lr, 192, 256)) + 6  # it is not plain interpolation
     assert psnr(frames, sr) > MIN_PSNR
+
+
+def test_long_video(client: Any, tmp_path: Path) -> None:
+    """The streamed workflow as shipped, on a small clip under the sample's name: the core's result, with the sound."""
+    write_clip(tmp_path / "clip.mp4", frames=18, height=48, width=64)
+    prompt = json.loads(LONG_VIDEO.read_text(encoding="utf-8"))
+    client.upload(tmp_path / "clip.mp4", prompt["1"]["inputs"]["file"])
+    run = client.run(prompt)
+    frames, rate, seconds = read_clip(saved_video(client, run, tmp_path))
+    assert float(rate) == pytest.approx(float(RATE), abs=0.01)
+    assert seconds == pytest.approx(18 / RATE, abs=0.1)
+    lr = torch.stack([frame.rgb for frame in VideoReader(tmp_path / "clip.mp4")])
+    checkpoint = load_checkpoint(embedded_path())
+    core = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings()).upscale(lr)
+    assert psnr(frames, core) > 35  # H.264 at its default quality
 
 
 @pytest.mark.slow
