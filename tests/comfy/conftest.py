@@ -161,6 +161,7 @@ class Server:
     client: Client
     log: Path
     comfyui: Any
+    pid: int
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -207,7 +208,7 @@ def server(comfyui: Any, base_directory: Path) -> Iterator[Server]:
         try:
             client = Client(port)
             _wait_until_up(process, client, path)
-            yield Server(base_directory, client, path, comfyui)
+            yield Server(base_directory, client, path, comfyui, process.pid)
         finally:
             process.terminate()
             try:
