@@ -157,10 +157,11 @@ class Feed:
 
     def _bring(self) -> None:
         """The thread: take batches from the workers in turn, copy them on a stream of their own."""
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        if stream is not None:
-            torch.cuda.set_device(self.device)
         try:
+            stream = None
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+                stream = torch.cuda.Stream(self.device)
             for number in range(len(self._order)):
                 made = self._made[number % self.workers].get(timeout=PATIENCE)
                 if isinstance(made, str):

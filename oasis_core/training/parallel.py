@@ -67,6 +67,8 @@ def join(device: torch.device) -> tuple[Group, torch.device]:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
+        if device.type == "cuda" and device.index is None:  # threads and workers ask for it by number
+            device = torch.device("cuda", torch.cuda.current_device())
         return Group(), device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
