@@ -6,12 +6,15 @@ import base64
 import io
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from PIL import Image
 
@@ -28,11 +31,13 @@ INFO = "[data-testid=info-button]"
 """The button on a selected node that opens its help."""
 SCALE = 0.9
 """Zoom at which a workflow opens."""
-WITH_PREVIEW = ["LoadVideo", "SaveVideo", "LoadImage", "SaveImage", "OasisCompare", "VHS_LoadVideo", "VHS_VideoCombine"]
-"""Nodes that show a picture, for which room is left."""
+WITH_PREVIEW = ["LoadVideo", "SaveVideo", "LoadImage", "SaveImage", "OasisCompare", "OasisUpscale", "OasisUpscaleVideo"]
+"""Nodes that show a picture, for which room is left. VideoHelperSuite's make their own."""
+FEW = 5
+"""Frames of the sample that a thumbnail shows the result of."""
 ARRANGE = """async ([prompt, columns, withPreview, note, scale]) => {
     await app.loadApiJson(prompt, "workflow")
-    const left = 120, top = 150, gap = [50, 100], previewHeight = 250
+    const left = 120, top = 150, gap = [50, 100], previewHeight = 230
     let x = left, bottom = top
     for (const column of columns) {
         let y = top, width = 0
@@ -40,7 +45,7 @@ ARRANGE = """async ([prompt, columns, withPreview, note, scale]) => {
             const n = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id))
             const size = n.computeSize()
             const more = withPreview.includes(n.type) ? previewHeight : 0
-            n.size = [Math.max(n.size[0], size[0]), Math.max(size[1], Math.min(size[1], 150) + more)]
+            n.size = [Math.max(n.size[0], size[0]), size[1] + more]
             n.pos = [x, y]
             y += n.size[1] + gap[1]
             width = Math.max(width, n.size[0])
@@ -140,6 +145,18 @@ def upload_samples(client: Any) -> None:
         client.upload(path, path.name)
 
 
+def first_frames(source: Path, target: Path) -> Path:
+    """``FEW`` of them, without the sound."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as out:
+        video = out.add_stream("libx264", rate=given.streams.video[0].average_rate)
+        size = given.streams.video[0].width, given.streams.video[0].height
+        (video.width, video.height), video.pix_fmt, video.options = size, "yuv420p", {"crf": "10"}
+        for frame in islice(given.decode(video=0), FEW):
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    return target
+
+
 def write_workflow(page: Any, client: Any, name: str, note: str) -> None:
     """UI form, and thumbnail with its results, from the API form, by the page itself."""
     upload_samples(client)
@@ -148,6 +165,8 @@ def write_workflow(page: Any, client: Any, name: str, note: str) -> None:
     prompt = load_api(name)
     graph, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, note, SCALE])
     (WORKFLOWS / f"{name}.json").write_text(graph + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        client.upload(first_frames(SAMPLES[0], Path(folder) / "few.mp4"), SAMPLES[0].name)
     run(page, client)
     picture = snapshot(page, right, bottom)
     picture.thumbnail((800, 800), Image.Resampling.LANCZOS)

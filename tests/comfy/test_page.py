@@ -67,7 +67,7 @@ NOTES = {
     "folder. OASIS Compare shows it before (left of the line) and after.\n\nTo try it: copy "
     "`assets/sample.jpg` of this node pack into ComfyUI's `input` folder.",
     "oasis_routing_study": "The same frames with **two routings of the same model**, and how they differ: wiped"
-    " (left: the model's own routing) and as a difference, 4 times as bright. Change `mode`, `layers` "
+    " (left: the model's own routing) and as a difference, 16 times as bright. Change `mode`, `layers` "
     "and `rules` of the lower OASIS Head Routing and press Run; the upper half is not computed "
     "again.\n\nTo try it: copy `assets/sample.mp4` of this node pack into ComfyUI's `input` folder.",
     "oasis_long_video": "**Choose a video** on the left, of any length, press Run: it is read, upscaled and "
