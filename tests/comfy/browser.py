@@ -32,12 +32,13 @@ INFO = "[data-testid=info-button]"
 SCALE = 0.9
 """Zoom at which a workflow opens."""
 WITH_PREVIEW = ["LoadVideo", "SaveVideo", "LoadImage", "SaveImage", "OasisCompare", "OasisUpscale", "OasisUpscaleVideo"]
-"""Nodes that show a picture, for which room is left. VideoHelperSuite's make their own."""
+WITH_PREVIEW += ["VHS_LoadVideo"]
+"""Nodes that show a picture, for which room is left."""
 FEW = 5
 """Frames of the sample that a thumbnail shows the result of."""
 ARRANGE = """async ([prompt, columns, withPreview, note, scale]) => {
     await app.loadApiJson(prompt, "workflow")
-    const left = 120, top = 150, gap = [50, 100], previewHeight = 230
+    const left = 120, top = 150, gap = [50, 100], previewHeight = 240
     let x = left, bottom = top
     for (const column of columns) {
         let y = top, width = 0
