@@ -15,6 +15,7 @@ from torch import Tensor
 
 from oasis_core.checkpoints import embedded_path, load_checkpoint
 from oasis_core.color import ColorMethod, correct_color
+from oasis_core.compare import CompareMode, compare_frames
 from oasis_core.geometry import resize
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing.spec import DEFAULT_WINDOW, HeadPattern
@@ -49,6 +50,7 @@ def main() -> None:
     frames = torch.stack([f.rgb for f in islice(VideoReader(SAMPLE), FRAMES.start, FRAMES.stop)]).clamp(0, 1)
     upscale_picture(frames).save(PICTURES / "upscale.jpg", quality=88)
     color_picture(frames[len(frames) // 2]).save(PICTURES / "color.jpg", quality=88)
+    compare_picture(frames).save(PICTURES / "compare.jpg", quality=88)
     patterns_picture().save(PICTURES / "routing.png", optimize=True)
     icon().save(ICON, optimize=True)
 
@@ -74,6 +76,19 @@ def color_picture(frame: Tensor) -> Image.Image:
     for method in (ColorMethod.WAVELET, ColorMethod.ADAIN, ColorMethod.LAB):
         shown[method.value] = correct_color(shifted[None], fitted, method)[0]
     return mosaic([labelled(part[:, 70:270], name) for name, part in shown.items()], 3)
+
+
+def compare_picture(frames: Tensor) -> Image.Image:
+    """The three modes of OASIS Compare, on a part of the middle frame before and after."""
+    checkpoint, middle = load_checkpoint(embedded_path()), len(frames) // 2
+    after = view(Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings()).upscale(frames)[middle])
+    before = view(resize(frames[middle : middle + 1], *(4 * side for side in frames.shape[1:3]))[0])
+    wipe, beside, difference = (compare_frames(before, after, mode) for mode in CompareMode)
+    row = mosaic([labelled(wipe, "wipe"), labelled(difference, "difference")], 2)
+    picture = Image.new("RGB", (row.width, 2 * row.height + SPACE), BACKGROUND)
+    picture.paste(row, (0, 0))
+    picture.paste(labelled(beside, "side by side"), (0, row.height + SPACE))
+    return picture
 
 
 def patterns_picture() -> Image.Image:

@@ -10,6 +10,8 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ..oasis_core.heap import trim_heap
+
 PREVIEW_SIDE = 512
 """Pixels of the longer side of a preview, at most."""
 PREVIEW_EVERY = 1.0
@@ -19,7 +21,10 @@ TEXT_EVERY = 2.0
 
 
 class Bar:
-    """ComfyUI's progress for one node. Every call ends the work where the user has asked for that."""
+    """ComfyUI's progress for one node. Every call ends the work where the user has asked for that.
+
+    As a context it gives freed memory back to the system at the end of the work, however it ends.
+    """
 
     poll = staticmethod(mm.throw_exception_if_processing_interrupted)
 
@@ -33,6 +38,12 @@ class Bar:
         self._preview: tuple[str, Image.Image, int] | None = None
         self._bar.update_absolute(0)
         self._text(facts)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        trim_heap()
 
     def advance(self, done: float, total: int | None) -> None:
         """``Progress`` of the core."""

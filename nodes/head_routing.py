@@ -6,14 +6,15 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from ..oasis_core.routing.layer_pattern import by_layers
 from ..oasis_core.routing.rules import apply_rules
 from ..oasis_core.routing.spec import HeadPattern, RoutingSpec
 from .model_files import routing_path, stamp
 from .model_handle import ModelHandle, OasisModelType
 
-FROM_CHECKPOINT, BY_RATIO, JSON = "from checkpoint", "by ratio", "JSON"
+FROM_CHECKPOINT, BY_RATIO, BY_LAYERS, JSON = "from checkpoint", "by ratio", "by layer pattern", "JSON"
 UNIFORM = {f"all {pattern.value}": pattern for pattern in HeadPattern}
-MODES = (FROM_CHECKPOINT, *UNIFORM, BY_RATIO, JSON)
+MODES = (FROM_CHECKPOINT, *UNIFORM, BY_RATIO, BY_LAYERS, JSON)
 
 
 class OasisHeadRouting(io.ComfyNode):
@@ -34,7 +35,8 @@ class OasisHeadRouting(io.ComfyNode):
                     options=list(MODES),
                     default=FROM_CHECKPOINT,
                     tooltip="from checkpoint: the routing the model was trained with. all ...: every head alike. by "
-                    "ratio: the shares below. JSON: the text or file below. Change it to trade speed against quality.",
+                    "ratio: the shares below. by layer pattern: layers below. JSON: the text or file below. Change it to "
+                    "trade speed against quality.",
                 ),
                 io.Float.Input(
                     "global_share",
@@ -70,6 +72,13 @@ class OasisHeadRouting(io.ComfyNode):
                     tooltip="Changes on top of the mode, such as 0-5: window; 6: 0-3 global (layers 0 to 5 all window, of "
                     "layer 6 the heads 0 to 3 global). Layers and heads count from 0; all: every one. Empty: none.",
                 ),
+                io.String.Input(
+                    "layers",
+                    default="window*2, global",
+                    optional=True,
+                    tooltip="Used by: by layer pattern. One pattern for each layer (global, intra-frame or window), *2 for "
+                    "two such layers, begun again until the last layer: window*2, global is every third layer global.",
+                ),
             ],
             outputs=[OasisModelType.Output(display_name="model", tooltip="The same weights with this routing.")],
         )
@@ -83,13 +92,21 @@ class OasisHeadRouting(io.ComfyNode):
         json: str | None = None,
         model: ModelHandle | None = None,
         rules: str = "",
+        layers: str = "",
     ) -> str:
         is_file = mode == JSON and json and not _is_inline(json)
         return stamp(routing_path(json.strip())) if is_file else ""
 
     @classmethod
     def execute(
-        cls, model: ModelHandle, mode: str, global_share: float, intra_frame_share: float, json: str, rules: str = ""
+        cls,
+        model: ModelHandle,
+        mode: str,
+        global_share: float,
+        intra_frame_share: float,
+        json: str,
+        rules: str = "",
+        layers: str = "",
     ) -> io.NodeOutput:
         if mode not in MODES:  # older ComfyUI lets any text through
             raise ValueError(f"routing mode is {mode!r}; allowed: {', '.join(MODES)}")
@@ -100,6 +117,8 @@ class OasisHeadRouting(io.ComfyNode):
             routing = RoutingSpec.uniform(config.depth, config.heads, UNIFORM[mode], own.window)
         elif mode == BY_RATIO:
             routing = RoutingSpec.by_ratio(config.depth, config.heads, global_share, intra_frame_share, own.window)
+        elif mode == BY_LAYERS:
+            routing = by_layers(config.depth, config.heads, layers, own.window)
         elif _is_inline(json):
             routing = RoutingSpec.from_json(json)
         else:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..oasis_core.attention.backends import NAMES as ATTENTION_NAMES
 from ..oasis_core.checkpoints import load_checkpoint
-from .model_files import model_names, model_path, stamp
+from .model_files import missing_model, model_names, model_path, stamp
 from .model_handle import DTYPE_NAMES, ModelHandle, OasisModelType
 
 
@@ -54,6 +54,10 @@ class OasisLoadModel(io.ComfyNode):
             ],
             outputs=[OasisModelType.Output(display_name="model", tooltip="For OASIS Upscale or OASIS Head Routing.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None) -> bool | str:
+        return model_name is None or missing_model(model_name) or True  # None: it comes by a wire
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False) -> str:

@@ -29,6 +29,16 @@ def model_names() -> list[str]:
     return [EMBEDDED, *folder_paths.get_filename_list(FOLDER), *(SHARED_PREFIX + n for n in shared)]
 
 
+def missing_model(name: str) -> str | None:
+    """What to tell a user whose workflow names a model that is not here; None where it is."""
+    if name in model_names():
+        return None
+    return (
+        f"model {name!r} is not in models/{FOLDER} or models/{SHARED_FOLDER}; choose {EMBEDDED}, which is built in, or put "
+        "the file there and press R"
+    )
+
+
 def model_path(name: str) -> Path:
     """The file behind one of ``model_names``. Raises ValueError or FileNotFoundError."""
     if name == EMBEDDED:

@@ -44,7 +44,7 @@ class OasisUpscale(io.ComfyNode):
         upscaler = Upscaler(model.patcher.model, model.routing, settings_of(**settings))
         facts = clip_facts(upscaler, *images.shape[:3])
         model.load(upscaler, *images.shape[:3])
-        bar = Bar(len(images), facts, cls.hidden.unique_id)
-        result = upscale_clip(upscaler, images, bar.advance, bar.poll, bar.show)
-        bar.end(facts)
+        with Bar(len(images), facts, cls.hidden.unique_id) as bar:
+            result = upscale_clip(upscaler, images, bar.advance, bar.poll, bar.show)
+            bar.end(facts)
         return io.NodeOutput(result.to(mm.intermediate_device()))

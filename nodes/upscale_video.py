@@ -98,12 +98,12 @@ class OasisUpscaleVideo(io.ComfyNode):
         model.load(upscaler, info.about or upscaler.settings.chunk_frames, info.height, info.width)
         asked = what_is_asked(reader, upscaler, writer, job)
         target, subfolder, waiting = target_file(filename_prefix, codec, geometry.out_w, geometry.out_h, asked)
-        bar = Bar(info.about, facts, cls.hidden.unique_id)
         notes = workflow_notes(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        done = upscale_video(
-            reader, target, upscaler, writer, bar.advance, bar.poll, JobSettings(resume=waiting), bar.show, notes
-        )
-        drop_copy(source)
-        bar.end(f"{facts}\n{done}" + (f"\n{done.problem}" if done.problem else ""))
+        with Bar(info.about, facts, cls.hidden.unique_id) as bar:
+            done = upscale_video(
+                reader, target, upscaler, writer, bar.advance, bar.poll, JobSettings(resume=waiting), bar.show, notes
+            )
+            drop_copy(source)
+            bar.end(f"{facts}\n{done}" + (f"\n{done.problem}" if done.problem else ""))
         saved = ui.SavedResult(target.name, subfolder, io.FolderType.output)
         return io.NodeOutput(VideoFromFile(str(target)), ui=ui.PreviewVideo([saved]))

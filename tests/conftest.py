@@ -83,6 +83,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if isinstance(found, str) and skipped:
         line = f"REAL COMFYUI NOT TESTED: {len(skipped)} tests skipped, {found}; {REMEDY}"
         terminalreporter.write_line(line, red=True, bold=True)
+    reasons = {r.longrepr[2].removeprefix("Skipped: ") for r in skipped if isinstance(r.longrepr, tuple)}
+    for reason in sorted(reason for reason in reasons if reason.startswith("NOT TESTED")):
+        terminalreporter.write_line(reason, red=True, bold=True)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,8 @@ KEPT = (
     "web/docs/OasisUpscale/en.md",
     "workflows/oasis_upscale_video.json",
 )
+TEMPLATE_FOLDERS = ("example_workflows", "example", "examples", "workflow", "workflows")
+"""In this order ComfyUI looks for workflows (``app/custom_node_manager.py``), and gives out files of the first one only."""
 LARGEST = 19 * 2**20
 """Bytes; all but 1 MB of them are the weights."""
 
@@ -79,6 +81,11 @@ def test_package_is_complete_and_small(package: Path) -> None:
     assert [name for name in KEPT if not (package / name).is_file()] == []
     assert [name for name in ("tests", "benchmarks", "docs", ".ci") if (package / name).exists()] == []
     assert sum(f.stat().st_size for f in package.rglob("*") if f.is_file()) < LARGEST
+
+
+def test_nothing_hides_the_workflows(package: Path) -> None:
+    """A folder ``examples`` would: the template browser then lists the workflows and cannot open them."""
+    assert [name for name in TEMPLATE_FOLDERS if (package / name).exists()] == ["workflows"]
 
 
 @pytest.mark.slow

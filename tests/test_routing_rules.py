@@ -1,4 +1,4 @@
-"""Rules that override parts of a routing."""
+"""Rules that override parts of a routing, and patterns that repeat over its layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from oasis_core.routing.layer_pattern import by_layers
 from oasis_core.routing.rules import apply_rules
 from oasis_core.routing.spec import HeadPattern, RoutingSpec
 
@@ -47,4 +48,34 @@ def test_any_routing_can_be_written_as_rules() -> None:
 def test_what_makes_no_sense_is_one_line(rules: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         apply_rules(BASE, rules)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("window*2, global", (W, W, G, W, W, G, W, W)),
+        ("global", (G,) * 8),
+        (" Intra-Frame , window * 3,global*4", (I, W, W, W, G, G, G, G)),
+    ],
+)
+def test_a_pattern_repeats_over_the_layers(text: str, layers: tuple[HeadPattern, ...]) -> None:
+    assert by_layers(8, 4, text, (3, 7, 7)) == RoutingSpec(tuple((p,) * 4 for p in layers), (3, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "'' is not PATTERN or PATTERN"),
+        ("window, ", "'' is not PATTERN or PATTERN"),
+        ("2*window", "'2\\*window' is not PATTERN"),
+        ("sideways*2", "names 'sideways'; known patterns: global, intra-frame, window"),
+        ("window*0", "is for 0 layers"),
+        ("window*6, global*3", "'global\\*3' is for 3 layers; this model has 8, of which 2 are left"),
+        ("window*99999999999999999999", "this model has 8"),
+    ],
+)
+def test_a_pattern_that_makes_no_sense_is_one_line(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        by_layers(8, 4, text)
     assert "\n" not in str(caught.value)

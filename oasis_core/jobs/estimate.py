@@ -66,12 +66,12 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
 
 
 def clip_facts(upscaler: Upscaler, frames: int | None, height: int, width: int) -> str:
-    """One line: what comes in, what comes out, and the memory that it takes on the device."""
+    """Two short lines: what comes in and what comes out; the memory that it takes on the device."""
     geometry = upscaler.geometry(height, width)
     memory = working_memory(upscaler, frames or upscaler.settings.chunk_frames, height, width)
     weights = sum(p.numel() * p.element_size() for p in upscaler.model.parameters())
     many = "frames" if frames is None else "1 frame" if frames == 1 else f"{frames} frames"
-    return f"{many} {width}x{height} to {geometry.out_w}x{geometry.out_h}, about {_size(memory + weights)} of memory"
+    return f"{many} {width}x{height} to {geometry.out_w}x{geometry.out_h}\nabout {_size(memory + weights)} of memory"
 
 
 def _time(target: Path, info: VideoInfo) -> str:

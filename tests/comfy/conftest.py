@@ -13,6 +13,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,16 +170,19 @@ class Server:
         return tuple(int(part) for part in stats["system"]["comfyui_version"].split("."))
 
 
-@pytest.fixture(scope="session")
-def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def link(source: Path, target: Path) -> None:
+    """Make a node pack lie in ``custom_nodes`` too."""
+    if os.name == "nt":  # links need a privilege there
+        shutil.copytree(source, target, ignore=NOT_COPIED)
+    else:
+        target.symlink_to(source, target_is_directory=True)
+
+
+def fill_base_directory(base: Path) -> Path:
     """A base directory with this checkout in ``custom_nodes`` and a small model with random weights."""
-    base = tmp_path_factory.mktemp("comfyui")
     for folder in ("custom_nodes", "input", "models/oasis", "models/diffusion_models", "user/default"):
         (base / folder).mkdir(parents=True)
-    if os.name == "nt":  # links need a privilege there
-        shutil.copytree(ROOT, base / "custom_nodes" / PACK, ignore=NOT_COPIED)
-    else:
-        (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+    link(ROOT, base / "custom_nodes" / PACK)
     # Else a first-run dialog covers the page.
     (base / "user/default/comfy.settings.json").write_text(json.dumps({"Comfy.TutorialCompleted": True}))
     torch.manual_seed(0)
@@ -193,8 +197,13 @@ def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui: Any, base_directory: Path) -> Iterator[Server]:
-    """Started once; ended by its own process."""
+def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill_base_directory(tmp_path_factory.mktemp("comfyui"))
+
+
+@contextmanager
+def running(comfyui: Any, base_directory: Path) -> Iterator[Server]:
+    """A server on a free port, ended by its own process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -227,6 +236,13 @@ def _wait_until_up(process: subprocess.Popen[bytes], client: Client, log: Path) 
             time.sleep(0.25)
     text = log.read_text(encoding="utf-8", errors="replace")[-4000:]
     raise RuntimeError(f"ComfyUI did not start (exit code {process.poll()}); the end of its log:\n{text}")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Any, base_directory: Path) -> Iterator[Server]:
+    """Started once."""
+    with running(comfyui, base_directory) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

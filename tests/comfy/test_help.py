@@ -92,11 +92,10 @@ def test_every_node_has_its_page(client: Any, nodes: dict[str, Any], language: s
         for key, entry in words["inputs"].items():
             assert f"`{key}`" in page, (name, key)
             assert entry["name"] in page, (name, key)
-        for group in node["input"].values():
-            for key, (kind, options) in group.items():
-                choices = kind if isinstance(kind, list) else options.get("options", [])
-                if key != "model_name":
-                    assert [c for c in choices if f"`{c}`" not in page] == [], (name, key)
+        for key, (kind, options) in inputs_of(node).items():
+            choices = kind if isinstance(kind, list) else options.get("options", [])
+            if key != "model_name":
+                assert [c for c in choices if f"`{c}`" not in page] == [], (name, key)
         pictures = PICTURE.findall(page)
         assert pictures, name
         for path in pictures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def test_routing_modes(
         "from checkpoint": ({}, checkpoint.routing),
         "all window": ({}, RoutingSpec.uniform(depth, heads, HeadPattern.WINDOW)),
         "by ratio": ({"global_share": 0.5, "intra_frame_share": 0.25}, RoutingSpec.by_ratio(depth, heads, 0.5, 0.25)),
+        "by layer pattern": ({"layers": "window, global"}, replace(mixed, window=checkpoint.routing.window)),
         "JSON": ({"json": mixed.to_json()}, mixed),
         "JSON ": ({"json": "mixed.json"}, mixed),
     }
@@ -196,13 +198,13 @@ def test_out_of_range_is_refused_before_it_runs(client: Any, batch: dict[str, An
         ({"color": "sepia"}, "colour method is 'sepia'; allowed: none, adain, wavelet, lab"),
         ({"dtype": "fp8"}, "dtype is 'fp8'; allowed: auto, fp32, bf16, fp16"),
         ({"mode": "all"}, "routing mode is 'all'; allowed: from checkpoint, all global, "),
-        ({"model_name": "gone.safetensors"}, "gone.safetensors"),
         (
             {"model_name": "diffusion_models/other.safetensors"},
             'other.safetensors cannot be loaded: .* "format": "oasis"',
         ),
         ({"model_name": "text.safetensors"}, "text.safetensors is not a readable safetensors file .* OASIS checkpoint"),
         ({"width": 999}, "target width is 999 for an input of 28; it must be from 28 to 112"),
+        ({"mode": "by layer pattern", "layers": "window*3"}, "layer pattern 'window\\*3': .* this model has 2"),
         ({"mode": "JSON", "json": "nowhere.json"}, "routing file 'nowhere.json' is not in models/oasis"),
         ({"mode": "JSON", "json": "{"}, "routing is not readable JSON"),
         (
@@ -221,7 +223,13 @@ def test_bad_input_says_one_clear_line(
     (server.base / "models/oasis/text.safetensors").write_text("not a model")
     other = server.base / "models/diffusion_models/other.safetensors"
     other.write_bytes((2).to_bytes(8, "little") + b"{}")
-    routing = {"mode": "from checkpoint", "global_share": 0.25, "intra_frame_share": 0.25, "json": ""}
+    routing = {
+        "mode": "from checkpoint",
+        "global_share": 0.25,
+        "intra_frame_share": 0.25,
+        "json": "",
+        "layers": "global",
+    }
     prompt = {
         **batch,
         "model": MODEL,
@@ -240,6 +248,18 @@ def test_bad_input_says_one_clear_line(
     assert run.end == "execution_error"
     assert len(run.error.splitlines()) == 1, run.error
     assert re.search(line, run.error), run.error
+
+
+def test_missing_model_names_what_there_is(client: Any, batch: dict[str, Any]) -> None:
+    """Before anything runs, as a workflow from elsewhere meets it."""
+    for name in ("gone.safetensors", "diffusion_models/gone.safetensors"):
+        model = {**MODEL, "inputs": {**MODEL["inputs"], "model_name": name}}
+        with pytest.raises(client.Refused) as refused:
+            client.run({**batch, "model": model, "up": upscale(), "save": save("up")})
+        (error,) = refused.value.answer["node_errors"]["model"]["errors"]
+        assert (
+            f"model {name!r} is not in models/oasis or models/diffusion_models; choose oasis-tiny" in error["details"]
+        )
 
 
 def test_cancel_then_run_again(client: Any, batch: dict[str, Any]) -> None:

@@ -7,10 +7,8 @@ page itself; do that on the oldest supported ComfyUI with its own page (``COMFYU
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,52 +16,40 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from .browser import (
+    ARRANGE,
+    HELP,
+    INFO,
+    PAGE_MS,
+    SCALE,
+    WITH_PREVIEW,
+    WORKFLOWS,
+    check_opened,
+    columns,
+    draw,
+    drop,
+    load_api,
+    open_page,
+    reload,
+    run,
+    screenshot,
+    snapshot,
+    upload_samples,
+    write_workflow,
+)
+from .test_vhs import WORKFLOW as WITH_VHS
+from .test_workflows import write_clip
+
 pytestmark = pytest.mark.comfy
 
-WORKFLOWS = Path(__file__).resolve().parent.parent.parent / "workflows"
 PACK = "ComfyUI-OASIS"
-NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
-HELP = WORKFLOWS.parent / "web" / "docs"
-SAMPLE = WORKFLOWS.parent / "assets" / "sample.mp4"
-READY = """() => window.app?.graph && window.LiteGraph?.registered_node_types?.OasisUpscale
-    && app.extensionManager?.workflow?.activeWorkflow && !document.querySelector(".p-blockui-mask, #splash-loader")"""
-"""The nodes are known and the first workflow is on the canvas: what is put there before is lost."""
-PAGE_MS = 60_000
-INFO = "[data-testid=info-button]"
-"""The button on a selected node that opens its help."""
-SCALE = 0.9
-"""Zoom at which a workflow opens."""
-WITH_PREVIEW = ["LoadVideo", "SaveVideo"]
-ARRANGE = """async ([prompt, columns, withPreview, note, scale]) => {
-    await app.loadApiJson(prompt, "workflow")
-    const left = 120, top = 150, gap = [50, 100], previewHeight = 330
-    let x = left, bottom = top
-    for (const column of columns) {
-        let y = top, width = 0
-        for (const id of column) {
-            const n = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id))
-            const size = n.computeSize()
-            n.size = [Math.max(n.size[0], size[0]), withPreview.includes(n.type) ? previewHeight : size[1]]
-            n.pos = [x, y]
-            y += n.size[1] + gap[1]
-            width = Math.max(width, n.size[0])
-        }
-        x += width + gap[0]
-        bottom = Math.max(bottom, y - gap[1])
-    }
-    if (note) {
-        const text = LiteGraph.createNode("MarkdownNote")
-        text.title = "How to use"
-        text.size = [620, 130]
-        text.pos = [left, bottom + gap[1]]
-        text.widgets[0].value = note
-        app.graph.add(text)
-    }
-    app.canvas.ds.scale = scale
-    app.canvas.ds.offset = [0, 0]
-    return [JSON.stringify(app.graph.serialize(), null, 2), x - gap[0], bottom]
-}"""
-"""Load a prompt, put its nodes into columns and a note below; gives the graph and where its nodes end."""
+PICTURES, VIDEOS = ("SaveImage", "OasisCompare"), ("SaveVideo", "OasisUpscaleVideo")
+"""Nodes that show what they made."""
+PICTURE_SHOWN = "(id) => app.graph.getNodeById(Number(id)).imgs?.[0]?.naturalWidth === 256"
+VIDEO_SHOWN = "(id) => app.graph.getNodeById(Number(id)).videoContainer?.querySelector('video')?.videoWidth === 256"
+"""Four times the small samples' width."""
+ALL = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+NAMES = [name for name in ALL if name != WITH_VHS]
 HELP_PICTURES = {
     "load_model": {
         "load": {"class_type": "OasisLoadModel", "inputs": {"model_name": "oasis-tiny", "dtype": "auto"}},
@@ -77,97 +63,41 @@ HELP_PICTURES = {
 }
 """The prompts that they show."""
 NOTES = {
-    "oasis_long_video": "**Choose a video** on the left, of any length, press Run: it is read, upscaled and written bit by "
-    "bit, in constant memory.\n\nThe result, with its sound, is in ComfyUI's output folder, under `video`. Interrupted, "
-    "it goes on where it was when you press Run again.\n\nTo try it: copy `assets/sample.mp4` of this node pack into "
-    "ComfyUI's `input` folder.",
-    "oasis_upscale_video": "**Choose a video** on the left, press Run; the result is in ComfyUI's output folder, under "
-    "`video`.\n\nTo try it: copy `assets/sample.mp4` of this node pack into ComfyUI's `input` folder.\n\nLong or "
-    "large clips need much memory: lower `chunk_frames` or set a `tile` if it runs out.",
+    "oasis_still_image": "**Choose a picture** on the left, press Run; the result is in ComfyUI's output "
+    "folder. OASIS Compare shows it before (left of the line) and after.\n\nTo try it: copy "
+    "`assets/sample.jpg` of this node pack into ComfyUI's `input` folder.",
+    "oasis_routing_study": "The same frames with **two routings of the same model**, and how they differ: wiped"
+    " (left: the model's own routing) and as a difference, 16 times as bright. Change `mode`, `layers` "
+    "and `rules` of the lower OASIS Head Routing and press Run; the upper half is not computed "
+    "again.\n\nTo try it: copy `assets/sample.mp4` of this node pack into ComfyUI's `input` folder.",
+    "oasis_long_video": "**Choose a video** on the left, of any length, press Run: it is read, upscaled and "
+    "written bit by bit, in constant memory.\n\nThe result, with its sound, is in ComfyUI's output "
+    "folder, under `video`. Interrupted, it goes on where it was when you press Run again.\n\nTo try "
+    "it: copy `assets/sample.mp4` of this node pack into ComfyUI's `input` folder.",
+    "oasis_upscale_video": "**Choose a video** on the left, press Run; the result is in ComfyUI's output "
+    "folder, under `video`.\n\nTo try it: copy `assets/sample.mp4` of this node pack into ComfyUI's "
+    "`input` folder.\n\nLong or large clips need much memory: lower `chunk_frames` or set a `tile` if "
+    "it runs out.",
 }
 """What the note in each UI form says."""
 
 
 @pytest.fixture(scope="module")
 def page(server: Any) -> Iterator[Any]:
-    """ComfyUI's page, loaded."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = next(
-        (p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if p), None
-    )
-    if chromium is None:
-        pytest.skip("no Chromium was found")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1600, "height": 900})
-        page.goto(f"http://{server.client.address}/")
-        page.wait_for_function(READY, timeout=PAGE_MS)
+    with open_page(server) as page:
         yield page
-        browser.close()
-
-
-def load_api(name: str) -> dict[str, Any]:
-    return json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def columns(prompt: dict[str, Any]) -> list[list[str]]:
-    """Node ids from the sources to the results, each just before the first node that needs it."""
-    steps: dict[str, int] = {}  # to the end
-    while len(steps) < len(prompt):
-        for node in prompt:
-            users = [n for n, content in prompt.items() if any(v[0] == node for v in links(content))]
-            if all(u in steps for u in users):
-                steps[node] = 1 + max((steps[u] for u in users), default=-1)
-    return [[n for n in prompt if steps[n] == step] for step in range(max(steps.values()), -1, -1)]
-
-
-def links(content: dict[str, Any]) -> list[list[Any]]:
-    return [value for value in content["inputs"].values() if isinstance(value, list)]
-
-
-def draw(page: Any, ms: int = 1500) -> None:
-    page.evaluate("() => app.canvas.setDirty(true, true)")
-    page.wait_for_timeout(ms)
-
-
-def reload(page: Any) -> None:
-    page.reload()
-    page.wait_for_function(READY, timeout=PAGE_MS)
-
-
-def snapshot(page: Any, right: float, bottom: float) -> Image.Image:
-    """The canvas from its origin to there, when previews have loaded."""
-    draw(page, 3000)
-    place = """(scale) => {
-        app.canvas.ds.scale = scale
-        app.canvas.ds.offset = [0, 0]
-        const canvas = app.canvas.canvas.getBoundingClientRect()
-        return [canvas.x, canvas.y]
-    }"""
-    x, y = page.evaluate(place, SCALE)
-    draw(page)
-    box = {"x": x + 90 * SCALE, "y": y + 100 * SCALE, "width": (right - 60) * SCALE, "height": (bottom - 70) * SCALE}
-    return Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB")
 
 
 @pytest.mark.skipif("WRITE_WORKFLOWS" not in os.environ, reason="writes into the checkout: WRITE_WORKFLOWS=1")
 @pytest.mark.parametrize("name", NAMES)
 def test_write_workflow(page: Any, client: Any, name: str) -> None:
-    """UI form and thumbnail."""
-    client.upload(SAMPLE, SAMPLE.name)
-    reload(page)
-    prompt = load_api(name)
-    graph, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, NOTES[name], SCALE])
-    (WORKFLOWS / f"{name}.json").write_text(graph + "\n", encoding="utf-8")
-    picture = snapshot(page, right, bottom)
-    picture.thumbnail((800, 800), Image.Resampling.LANCZOS)
-    picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
+    write_workflow(page, client, name, NOTES[name])
 
 
 @pytest.mark.skipif("WRITE_HELP" not in os.environ, reason="writes into the checkout: WRITE_HELP=1")
 @pytest.mark.parametrize("name", HELP_PICTURES)
 def test_write_help_picture(page: Any, client: Any, name: str) -> None:
-    client.upload(SAMPLE, SAMPLE.name)
+    upload_samples(client)
     reload(page)
     prompt = HELP_PICTURES[name]
     _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, "", SCALE])
@@ -177,40 +107,70 @@ def test_write_help_picture(page: Any, client: Any, name: str) -> None:
 def test_template_browser_lists_the_workflows(client: Any) -> None:
     """Each with its UI form and a thumbnail; the API forms are not listed."""
     listed = json.loads(client.get("/api/workflow_templates"))[PACK]
-    assert sorted(listed) == NAMES
-    for name in NAMES:
+    assert sorted(listed) == ALL
+    for name in ALL:
         assert "nodes" in json.loads(client.get(f"/api/workflow_templates/{PACK}/{name}.json"))
         assert client.get(f"/api/workflow_templates/{PACK}/{name}.jpg").startswith(b"\xff\xd8")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_workflow_opens_by_drop(page: Any, client: Any, name: str, tmp_path: Path) -> None:
-    """Every node is known, nothing is marked red, and the page makes the same prompt of it as the API form."""
-    prompt = load_api(name)
-    client.upload(SAMPLE, SAMPLE.name)
+def test_workflow_opens_by_drop(page: Any, client: Any, server: Any, name: str) -> None:
+    upload_samples(client)
     reload(page)
-    text = (WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")
-    page.evaluate(
-        'async ([text, name]) => app.handleFile(new File([text], name, {type: "application/json"}))',
-        [text, f"{name}.json"],
-    )
-    types = sorted([*(node["class_type"] for node in prompt.values()), "MarkdownNote"])
-    loaded = "(types) => JSON.stringify(app.graph.nodes.map((n) => n.type).sort()) === JSON.stringify(types)"
-    page.wait_for_function(loaded, arg=types, timeout=PAGE_MS)
-    draw(page)
-    page.screenshot(path=tmp_path / f"{name}.png")
-    red = """() => app.graph.nodes.filter((n) => n.has_errors || !(n.type in LiteGraph.registered_node_types))
-        .map((n) => n.type)"""
-    assert page.evaluate(red) == []
-    made = page.evaluate("async () => (await app.graphToPrompt()).output")
-    assert made.keys() == prompt.keys()
+    drop(page, WORKFLOWS / f"{name}.json", "application/json")
+    check_opened(page, load_api(name))
+    screenshot(page, server, f"dropped_{name}")
+
+
+@pytest.fixture(scope="module")
+def small(client: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Quick ones under the samples' names."""
+    folder = tmp_path_factory.mktemp("small")
+    write_clip(folder / "sample.mp4", frames=14, height=48, width=64)
+    Image.new("RGB", (64, 48), (200, 60, 40)).save(folder / "sample.jpg")
+    for path in folder.iterdir():
+        client.upload(path, path.name)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", NAMES)
+def test_from_the_template_browser_to_the_result(page: Any, client: Any, server: Any, name: str) -> None:
+    """Opened there by mouse; Run; every node that saves or shows something shows it."""
+    prompt = load_api(name)
+    reload(page)
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(PACK).first.click(timeout=PAGE_MS)
+    page.locator(f"[data-testid=template-workflow-{name}]").wait_for(timeout=PAGE_MS)
+    screenshot(page, server, "templates")
+    page.locator(f"[data-testid=template-workflow-{name}] img").first.click(timeout=PAGE_MS)
+    check_opened(page, prompt)
+    run(page, client, lambda: page.get_by_role("button", name="Run", exact=True).first.click())
     for node, content in prompt.items():
-        assert made[node]["class_type"] == content["class_type"]
-        assert {k: made[node]["inputs"].get(k) for k in content["inputs"]} == content["inputs"]
+        if content["class_type"] in PICTURES:
+            page.wait_for_function(PICTURE_SHOWN, arg=node, timeout=PAGE_MS)
+        elif content["class_type"] in VIDEOS:
+            page.wait_for_function(VIDEO_SHOWN, arg=node, timeout=PAGE_MS)
+    draw(page)
+    screenshot(page, server, f"ran_{name}")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_saved_video_opens_as_a_workflow(page: Any, client: Any, server: Any, tmp_path: Path) -> None:
+    """The streamed node's, dropped on the canvas."""
+    reload(page)
+    drop(page, WORKFLOWS / "oasis_long_video.json", "application/json")
+    check_opened(page, load_api("oasis_long_video"))
+    (video,) = run(page, client)["outputs"]["3"]["images"]
+    path = client.download(video, tmp_path / video["filename"])
+    reload(page)
+    page.evaluate("() => app.graph.clear()")
+    drop(page, path, "video/mp4")
+    check_opened(page, load_api("oasis_long_video"))
+    screenshot(page, server, "dropped_video")
 
 
 @pytest.mark.parametrize("node", sorted(path.name for path in HELP.iterdir() if path.name.startswith("Oasis")))
-def test_help_shows(page: Any, node: str, tmp_path: Path) -> None:
+def test_help_shows(page: Any, server: Any, node: str) -> None:
     """Select the node, press its info button: the page with its picture, no wider than the panel."""
     reload(page)
     select = """(type) => {
@@ -232,5 +192,5 @@ def test_help_shows(page: Any, node: str, tmp_path: Path) -> None:
         return img && img.complete && img.naturalWidth > 0
     }"""
     page.wait_for_function(loaded, timeout=PAGE_MS)
-    page.screenshot(path=tmp_path / f"{node}.png")
+    screenshot(page, server, f"help_{node}")
     assert shown.evaluate("(e) => e.scrollWidth <= e.clientWidth + 1")

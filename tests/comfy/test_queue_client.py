@@ -1,4 +1,4 @@
-"""``examples/queue_video.py`` as a user runs it: a process of its own, against the real server."""
+"""``clients/queue_video.py`` as a user runs it: a process of its own, against the real server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .test_workflows import read_clip, write_clip
 
 pytestmark = pytest.mark.comfy
 
-EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "queue_video.py"
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "clients" / "queue_video.py"
 SECONDS = 240
 FAST = ["--set", "model_name=random.safetensors", "--set", "scale=2"]
 
