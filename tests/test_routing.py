@@ -12,7 +12,7 @@ import torch
 from oasis_core.attention import TokenGrid
 from oasis_core.attention.reference import pattern_mask
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
-from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.routing import Extent, HeadPattern, RoutingSpec
 from oasis_core.routing.calibration import assign, localisation_kl, measure
 
 GLOBAL, FRAME, NEAR = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
@@ -146,6 +146,43 @@ def test_the_routing_of_another_model_is_refused() -> None:
     spec.check_fits(3, 4)
     for depth, heads in ((4, 3), (3, 5), (2, 4)):
         refused(f"3 layers x 4 heads, this model has {depth} x {heads}", lambda d=depth, h=heads: spec.check_fits(d, h))
+
+
+# Extents of a head's own.
+
+
+@pytest.mark.parametrize("text", ["3x7x7", "3xallxall", "allx3x3", "1x1x1", "11xallx5"])
+def test_an_extents_text_reads_back(text: str) -> None:
+    assert str(Extent.parse(text)) == text
+    assert Extent.parse(f" {text.upper()} ") == Extent.parse(text)
+    spec = RoutingSpec(((Extent.parse(text), NEAR),))
+    assert RoutingSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    "text", ["3x4x5", "0x3x3", "-1x3x3", "3x3", "3x3x3x3", "axbxc", "3 x 3 x 3", "3.0x3x3", "", "x" * 9999]
+)
+def test_what_is_no_extent_is_refused_in_one_line(text: str) -> None:
+    refused("head extent is", lambda: Extent.parse(text))
+    refused(
+        "known patterns: global, intra-frame, window, or an extent such as 3x7x7",
+        lambda: RoutingSpec.from_json(json.dumps(valid() | {"layers": [[text]]})),
+    )
+
+
+def test_an_extent_that_is_a_preset_becomes_it() -> None:
+    own = (Extent(None, None, None), Extent(1, None, None), Extent(3, 7, 7), Extent(3, 5, 5))
+    assert RoutingSpec((own,), (3, 7, 7)).layers == ((GLOBAL, FRAME, NEAR, Extent(3, 5, 5)),)
+    assert RoutingSpec((own,), (3, 7, 7)).patterns == (GLOBAL, FRAME, NEAR, Extent(3, 5, 5))
+    assert RoutingSpec((own,), (3, 7, 7)).shares() == "25% global, 25% intra-frame, 25% window, 25% 3x5x5"
+
+
+def test_cost_is_the_share_of_pairs() -> None:
+    grid = TokenGrid(3, 6, 7)
+    spec = RoutingSpec(((GLOBAL, FRAME), (NEAR, Extent(None, 1, 3))))
+    seen = [pattern_mask(grid, p, WINDOW).float().mean() for layer in spec.layers for p in layer]
+    assert spec.cost((3, 6, 7)) == pytest.approx(float(sum(seen)) / 4)
+    assert RoutingSpec.uniform(2, 3, GLOBAL).cost((4, 5, 6)) == 1
 
 
 # Calibration.
