@@ -15,8 +15,9 @@ from einops import rearrange
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..checkpoints.metadata import Metadata
 from ..model import OasisModel
-from ..routing.calibration import assign, measure
-from ..routing.spec import HeadPattern, RoutingSpec
+from ..routing.assignment import assign_by_shares
+from ..routing.calibration import measure
+from ..routing.spec import HeadPattern, RoutingSpec, pattern_text
 from .config import TrainConfig
 from .feed import Batch, Feed
 from .parallel import Group, join, leave
@@ -130,9 +131,10 @@ def calibrate(config: TrainConfig, state: TrainState, batch: Batch, group: Group
     """
     if group.leads:
         clips = upsample(batch.lr, batch.hr.shape[-1]).split(1)
-        kl = measure(state.averaged_model(), clips, config.routing.window)
-        state.routing = assign(kl, config.routing.global_share, config.routing.intra_frame_share, config.routing.window)
-        record = {"routing": json.loads(state.routing.to_json()), "kl": {p.value: v.tolist() for p, v in kl.items()}}
+        found = measure(state.averaged_model(), clips, config.routing.window)
+        state.routing = assign_by_shares(found, config.routing.global_share, config.routing.intra_frame_share)
+        kl = {pattern_text(p): mean.tolist() for p, mean in zip(found.patterns, found.mean, strict=True)}
+        record = {"routing": json.loads(state.routing.to_json()), "kl": kl}
         (Path(config.out) / "routing.json").write_text(json.dumps(record), encoding="utf-8")
         for pattern in HeadPattern:
             log.info("routing: %.1f %% of heads %s", 100 * state.routing.share(pattern), pattern.value)
