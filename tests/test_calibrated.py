@@ -17,7 +17,8 @@ from oasis_core.jobs.fingerprint import hash_model
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing import Extent, HeadPattern, RoutingSpec
-from oasis_core.routing.calibrated import CalibratedRouting, calibrate, first_chunk, read_calibrated, read_kl
+from oasis_core.routing.calibrated import CalibratedRouting, calibrate, first_chunk, read_calibrated
+from oasis_core.routing.picture import NamedRouting, named_routing
 
 GLOBAL, FRAME, NEAR = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
 
@@ -171,13 +172,15 @@ def test_what_is_no_calibration_is_refused_in_one_line(dense: Path, tmp_path: Pa
     good = calibrate(up, "dense", [("noise", torch.rand(1, 96, 96, 3).repeat(4, 1, 1, 1))], "budget", 0.9)
     data = json.loads(good.to_json())
     plain = RoutingSpec.uniform(2, 2, NEAR).to_json()
-    assert read_kl(plain) is None
-    assert read_kl(good.to_json()) == good.kl
+    assert named_routing("plain", plain).kl is None
+    assert named_routing("good", good.to_json()) == NamedRouting("good", good.routing, good.kl, (4, 6, 6))
     bad = [
         plain, "", "[]", json.dumps(data | {"calibration": 3}), json.dumps(data | {"calibration": {}}),
         json.dumps(data | {"calibration": data["calibration"] | {"kl": {"window": [[1]]}}}),
         json.dumps(data | {"calibration": data["calibration"] | {"kl": {"none": [[1, 1], [1, 1]]}}}),
         json.dumps(data | {"calibration": data["calibration"] | {"kl_95": None}}),
+        json.dumps(data | {"calibration": data["calibration"] | {"clips": []}}),
+        json.dumps(data | {"calibration": data["calibration"] | {"clips": [{"tokens": [0, "1", None]}]}}),
     ]  # fmt: skip
     path = tmp_path / "bad.json"
     for text in bad:

@@ -54,6 +54,12 @@ class CalibratedRouting:
     about: dict[str, Any]
     """Plain JSON values: model, weights' hash, clips, queries, seed, fidelity, rule, cost."""
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Token grid of the first clip."""
+        t, h, w = self.about["clips"][0]["tokens"]
+        return t, h, w
+
     def to_json(self) -> str:
         """A routing's JSON with one more key, ``calibration``; ``from_json`` reads it back to an equal object."""
         names = [pattern_text(p) for p in self.kl.patterns]
@@ -77,16 +83,13 @@ class CalibratedRouting:
             patterns = tuple(parse_pattern(name) for name in kl)
             mean = tuple(_table(kl[name], routing) for name in kl)
             table = KlTable(patterns, mean, tuple(_table(half[name], routing) for name in kl))
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            found = cls(routing, table, about)
+            if any(type(side) is not int or side < 1 for side in found.sizes):
+                raise ValueError(f"its tokens are {found.sizes}")
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
             why = textwrap.shorten(str(e), 200, placeholder="...")
             raise ValueError(f"routing's calibration is damaged ({why}); calibrate again") from None
-        return cls(routing, table, about)
-
-
-def read_kl(text: str) -> KlTable | None:
-    """The divergences in a routing's JSON; None where it has none. Raises ValueError, one line, where it is no routing."""
-    RoutingSpec.from_json(text)
-    return CalibratedRouting.from_json(text).kl if "calibration" in json.loads(text) else None
+        return found
 
 
 def calibrate(

@@ -34,7 +34,7 @@ def localisation_kl(q: Tensor, k: Tensor, grid: TokenGrid, extents: Sequence[Ext
     budget = SCORES.get(q.device.type, SCORES_ELSE)
     for first in range(0, len(queries), max(1, budget // length)):
         part = slice(first, first + max(1, budget // length))
-        boxes = [_box(grid, extent, queries[part]) for extent in extents]
+        boxes = [box(grid, extent, queries[part]) for extent in extents]
         heads = max(1, budget // (length * len(queries[part])))
         for i in range(b):
             for start in range(0, n, heads):
@@ -49,7 +49,7 @@ def localisation_kl(q: Tensor, k: Tensor, grid: TokenGrid, extents: Sequence[Ext
     return out
 
 
-def _box(grid: TokenGrid, extent: Extent, queries: Tensor) -> tuple[Tensor, Tensor]:
+def box(grid: TokenGrid, extent: Extent, queries: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the keys near each query and whether it sees them, both ``(S, K)``; K is the same for all queries."""
     places = queries // grid.frame, queries // grid.w % grid.h, queries % grid.w
     sizes = (grid.t, grid.h, grid.w)
