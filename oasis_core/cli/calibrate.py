@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ..checkpoints import load_checkpoint, resolve
 from ..pipeline import Upscaler, UpscaleSettings
-from ..routing.calibrated import DEFAULT_BUDGET, CalibratedRouting, calibrate
+from ..routing.calibrated import DEFAULT_BUDGET, calibrate, told
 from ..routing.calibration import CANDIDATES, QUERIES, check_dense
-from ..routing.spec import Pattern, parse_pattern, pattern_text
+from ..routing.spec import parse_patterns, pattern_text
 from ..video_io import VideoReader
 from .device import choose_device, choose_dtype
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise OSError(f"cannot write {args.output}: the folder {args.output.parent} does not exist; create it first")
     rule, value = ("budget", DEFAULT_BUDGET) if args.threshold is None else ("threshold", args.threshold)
     value = value if args.budget is None else args.budget
-    patterns = tuple(_pattern(text) for text in args.patterns.split(","))
+    patterns = parse_patterns(args.patterns)
     readers = [VideoReader(path) for path in args.clips]
     for reader in readers:
         reader.check_progressive()
@@ -72,24 +72,6 @@ def run(args: argparse.Namespace) -> int:
     os.replace(part, args.output)
     print(f"{args.output}: {told(found)}")
     return 0
-
-
-def told(found: CalibratedRouting) -> str:
-    """One line: shares, cost, sum and mean of what localising loses."""
-    routing, kl = found.routing, found.kl
-    losses = [kl.of(p, i, n) or 0.0 for i, layer in enumerate(routing.layers) for n, p in enumerate(layer)]
-    widest = max(v for table in kl.half_width for heads in table for v in heads)
-    return (
-        f"{routing.shares()}; attention {found.about['attention_cost']:.1%} of dense; "
-        f"mean KL {sum(losses) / len(losses):.3f} nats, most {max(losses):.3f} (sampling: within {widest:.3f})"
-    )
-
-
-def _pattern(text: str) -> Pattern:
-    try:
-        return parse_pattern(text.strip())
-    except ValueError as e:
-        raise ValueError(f"pattern is {e}") from None
 
 
 def _frames(reader: VideoReader) -> Iterator[Tensor]:

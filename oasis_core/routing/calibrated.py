@@ -141,6 +141,17 @@ def calibrate(
     return CalibratedRouting(routing, kl_table(found), about)
 
 
+def told(found: CalibratedRouting) -> str:
+    """One line: shares, cost, sum and mean of what localising loses."""
+    routing, kl = found.routing, found.kl
+    losses = [kl.of(p, i, n) or 0.0 for i, layer in enumerate(routing.layers) for n, p in enumerate(layer)]
+    widest = max(v for table in kl.half_width for heads in table for v in heads)
+    return (
+        f"{routing.shares()}; attention {found.about['attention_cost']:.1%} of dense; "
+        f"mean KL {sum(losses) / len(losses):.3f} nats, most {max(losses):.3f} (sampling: within {widest:.3f})"
+    )
+
+
 def kl_table(found: Divergences) -> KlTable:
     """What was measured, as plain numbers of six digits."""
     return KlTable(found.patterns, _rounded(found.mean), _rounded(found.half_width))

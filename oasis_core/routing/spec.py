@@ -65,6 +65,14 @@ def parse_pattern(text: object) -> Pattern:
         raise ValueError(f"{got}; known patterns: {known}, or an extent such as {EXAMPLES}") from None
 
 
+def parse_patterns(text: str) -> tuple[Pattern, ...]:
+    """Patterns by commas. Raises ValueError, one line."""
+    try:
+        return tuple(parse_pattern(word.strip().lower()) for word in text.split(","))
+    except ValueError as e:
+        raise ValueError(f"pattern is {e}") from None
+
+
 @dataclass(frozen=True)
 class RoutingSpec:
     """Pattern of every head of every layer.
