@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attention import TokenGrid
 from ..patchify import replicate_first
 from ..pipeline import Upscaler
-from .calibrated import first_chunk
+from .calibrated import first_chunk, fixed_routing
 from .divergence import box
 from .picture import BACKGROUND, FONT, INK, LINE
 from .spec import extent_of, pattern_text
@@ -71,7 +71,7 @@ def attention_map(
     Raises:
         ValueError: a layer, head or place that is not there, or no frames; one line.
     """
-    config, routing = upscaler.model.config, upscaler.routing
+    config, routing = upscaler.model.config, fixed_routing(upscaler)
     for name, value, count in (("layer", layer, config.depth), ("head", head, config.heads)):
         if not 0 <= value < count:
             raise ValueError(f"{name} is {value}; this model has {count}: give 0 to {count - 1}")

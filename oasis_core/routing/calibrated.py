@@ -115,7 +115,8 @@ def calibrate(
     Raises:
         ValueError: a model that is not dense, no clips, a rule, value or pattern that makes no sense; one line.
     """
-    check_dense(upscaler.routing, name)
+    own = fixed_routing(upscaler)
+    check_dense(own, name)
     if rule not in RULES:
         raise ValueError(f"assignment rule is {rule!r}; allowed: {', '.join(RULES)}")
     facts: list[dict[str, Any]] = []
@@ -126,8 +127,7 @@ def calibrate(
             facts.append({"name": clip, "pixels": list(pixels.shape[2:])})
             yield pixels
 
-    window = upscaler.routing.window
-    found = measure(upscaler.model, chunks(), window, queries, seed, patterns, upscaler.fidelity, poll)
+    found = measure(upscaler.model, chunks(), own.window, queries, seed, patterns, upscaler.fidelity, poll)
     routing = RULES[rule](found, value)
     for fact, grid in zip(facts, found.grids, strict=True):
         fact["tokens"] = [grid.t, grid.h, grid.w]
@@ -139,6 +139,13 @@ def calibrate(
         "attention_cost": cost_on(routing, found),
     }  # fmt: skip
     return CalibratedRouting(routing, kl_table(found), about)
+
+
+def fixed_routing(upscaler: Upscaler) -> RoutingSpec:
+    """The upscaler's routing. Raises ValueError where it is decided while a clip runs."""
+    if not isinstance(upscaler.routing, RoutingSpec):
+        raise ValueError("this model's routing is decided while a clip runs; give one that is fixed")
+    return upscaler.routing
 
 
 def told(found: CalibratedRouting) -> str:

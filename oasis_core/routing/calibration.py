@@ -51,7 +51,10 @@ class Divergences:
 
 
 def check_dense(routing: RoutingSpec, name: str) -> None:
-    """Raises ValueError, one line, where heads of the model were trained on a part of the tokens."""
+    """Raises ValueError, one line, where heads of the model were trained on a part of the tokens.
+
+    ``routing`` is the checkpoint's own.
+    """
     if (share := routing.share(HeadPattern.GLOBAL)) < 1:
         raise ValueError(
             f"model {name} cannot be calibrated: only {share:.0%} of its heads were trained with global attention, and a "
