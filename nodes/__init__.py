@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .auto_routing import OasisAutoRouting
 from .calibrate_routing import OasisCalibrateRouting
 from .color_correct import OasisColorCorrect
 from .compare import OasisCompare
@@ -21,7 +22,7 @@ class OasisExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             OasisLoadModel, OasisHeadRouting, OasisUpscale, OasisUpscaleVideo, OasisColorCorrect, OasisCompare,
-            OasisCalibrateRouting, OasisRoutingMap,
+            OasisCalibrateRouting, OasisRoutingMap, OasisAutoRouting,
         ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..oasis_core.pipeline import Upscaler, UpscaleSettings
 from ..oasis_core.routing.attention_map import attention_map, attention_picture
+from ..oasis_core.routing.auto import AutoRouting
 from ..oasis_core.routing.picture import NamedRouting, named_routing, routing_picture
 from .model_handle import ModelHandle, OasisModelType
 
@@ -102,6 +103,8 @@ class OasisRoutingMap(io.ComfyNode):
 def _named(model: ModelHandle, json: str) -> NamedRouting:
     """The divergences shade the routing that they are of, and any other of the same model's size."""
     name, routing = model.checkpoint.config.name, model.routing
+    if isinstance(routing, AutoRouting):
+        raise ValueError("this model's routing is decided while a clip runs: there is none to draw")
     if not json.strip():
         return NamedRouting(name, routing)
     calibrated = named_routing(name, json)

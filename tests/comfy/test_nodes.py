@@ -24,7 +24,7 @@ pytestmark = pytest.mark.comfy
 
 NODES = (
     "OasisLoadModel", "OasisHeadRouting", "OasisUpscale", "OasisUpscaleVideo", "OasisColorCorrect", "OasisCompare",
-    "OasisCalibrateRouting", "OasisRoutingMap",
+    "OasisCalibrateRouting", "OasisRoutingMap", "OasisAutoRouting",
 )  # fmt: skip
 MODEL = {"class_type": "OasisLoadModel", "inputs": {"model_name": "random.safetensors", "dtype": "fp32"}}
 SETTINGS = {"scale": 2.5, "width": 0, "height": 0, "color": "wavelet", "chunk_frames": 4, "tile": 0}

@@ -16,6 +16,7 @@ from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing import HeadPattern, RoutingSpec
 from oasis_core.routing.attention_map import attention_map, attention_picture
+from oasis_core.routing.auto import AutoRouting
 from oasis_core.routing.calibrated import CalibratedRouting, calibrate
 from oasis_core.routing.picture import NamedRouting, routing_picture
 from oasis_core.routing.spec import parse_patterns
@@ -121,6 +122,25 @@ def test_the_routing_that_was_found_upscales(
     assert (client.pictures(run, "save", tmp_path) - expected).abs().max() < TOLERANCE
 
 
+def automatic(source: str = "model", **changes: object) -> dict[str, Any]:
+    inputs = {"rule": "threshold", "threshold": 1.0, "budget": 0.5, "patterns": PATTERNS, "queries": 64, "seed": 3}
+    return {"class_type": "OasisAutoRouting", "inputs": {"model": [source, 0], **inputs, **changes}}
+
+
+def test_a_routing_decided_as_the_clip_runs(
+    client: Any, still: tuple[dict[str, Any], Tensor], dense: Path, tmp_path: Path
+) -> None:
+    load, picture = still
+    inputs = {"images": ["load", 0], "model": ["auto", 0], "scale": 4.0, "width": 0, "height": 0, "color": "wavelet"}
+    up = {"class_type": "OasisUpscale", "inputs": {**inputs, "chunk_frames": 4, "tile": 0}}
+    save = {"class_type": "PreviewImage", "inputs": {"images": ["up", 0]}}
+    run = client.run({"load": load, "model": model(), "auto": automatic(), "up": up, "save": save})
+    checkpoint = load_checkpoint(dense)
+    auto = AutoRouting("threshold", 1.0, checkpoint.routing.window, parse_patterns(PATTERNS), 64, 3)
+    expected = Upscaler(checkpoint.model, auto, UpscaleSettings(chunk_frames=4)).upscale(picture[None])
+    assert (client.pictures(run, "save", tmp_path) - expected).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -133,6 +153,8 @@ def test_the_routing_that_was_found_upscales(
             {"found": calibrated(budget=0.001)},
             "attention budget is 0.001 of dense; with these patterns it must be at least",
         ),
+        ({"found": automatic("routed")}, "model random cannot be calibrated: only 25%"),
+        ({"found": automatic()}, "this model's routing is decided while a clip runs: there is none to draw"),
         ({"map": shown(view="attention")}, "view attention needs images: connect the clip's low-quality frames"),
         ({"map": shown(view="attention", images=["load", 0], layer=7)}, "layer is 7; this model has 2: give 0 to 1"),
     ],
