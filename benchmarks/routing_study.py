@@ -126,6 +126,7 @@ def stability(study: Study, budget: float) -> dict[str, Any]:
 
 
 def _compared(pairs: list[tuple[Divergences, Divergences]], budget: float) -> dict[str, float]:
+    """Of the second with the first, on whose token grid the assignments' costs are told: there it would be used."""
     result: dict[str, float] = {}
     for i, pattern in enumerate(pairs[0][0].patterns):
         ranks = [spearman(a.mean[i].flatten(), b.mean[i].flatten()) for a, b in pairs]

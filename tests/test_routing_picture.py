@@ -90,6 +90,16 @@ def test_the_text_says_shares_and_cost() -> None:
     assert "\x1b[48;2;0;158;115m" in routing_text([NamedRouting("plain", SPEC)], color=True)
 
 
+def test_no_line_of_text_is_cut_off() -> None:
+    """Whatever is written ends before the right margin."""
+    kl = KlTable((NEAR,), (((1.0,),),), (((0.0,),),))
+    small = RoutingSpec(((NEAR,),))
+    one, long = NamedRouting("a", small, kl), NamedRouting("a long name of a file, " * 5, small)
+    for shown in ([one], [long], [one, one]):
+        pixels = np.asarray(routing_picture(shown))
+        assert (pixels[:, -MARGIN // 2 :] == BACKGROUND).all()
+
+
 def test_what_cannot_be_shown_is_refused() -> None:
     one = NamedRouting("one", SPEC)
     for shown in ([], [one] * 3):
@@ -107,7 +117,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     assert "0 of 6 heads differ" in text
     assert "at 2x3x4 tokens" in text
-    assert Image.open(out).size == routing_picture([NamedRouting("r.json", SPEC)] * 2).size
+    assert Image.open(out).size == routing_picture([NamedRouting("r.json", SPEC, sizes=(2, 3, 4))] * 2).size
     assert main(["routing", "show", "oasis-tiny"]) == 0
     assert "   11  " in capsys.readouterr().out
     for argv, message in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ def routing_picture(shown: Sequence[NamedRouting]) -> Image.Image:
         notes.append(f"{len(different)} of {heads} heads differ ({len(different) / heads:.0%}), framed white")
     if any(s.kl is not None for s in shown):
         notes.append(f"shade: KL of the cheapest pattern, dark 0 to bright {most:.2f} nats")
-    width = sum(m.width for m in maps)
+    width = max(sum(m.width for m in maps), *(_width(note) for note in notes), 0)
     height = max(m.height for m in maps) + LINE * len(notes) + MARGIN
     whole = Image.new("RGB", (width, height), BACKGROUND)
     for i, part in enumerate(maps):
@@ -144,7 +145,8 @@ def _map(shown: NamedRouting, different: set[tuple[int, int]], kinds: tuple[Patt
     routing = shown.routing
     legend = [p for p in kinds if routing.share(p)]
     step = CELL + GAP
-    width = max(NARROWEST, SIDE + routing.heads * step + 2 * MARGIN)
+    texts = [shown.title, _costs(shown), *(f"xxx {_described(p, routing)}" for p in legend)]
+    width = max(NARROWEST, SIDE + routing.heads * step + 2 * MARGIN, *map(_width, texts))
     top = MARGIN + 2 * LINE
     picture = Image.new("RGB", (width, top + routing.depth * step + LINE * (len(legend) + 2) + MARGIN), BACKGROUND)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT)
@@ -168,6 +170,11 @@ def _map(shown: NamedRouting, different: set[tuple[int, int]], kinds: tuple[Patt
         y += LINE
     draw.text((MARGIN, y), _costs(shown), INK, font)
     return picture
+
+
+def _width(text: str) -> int:
+    """Pixels that a line of text needs, its margins included."""
+    return ceil(ImageFont.load_default(FONT).getlength(text)) + 2 * MARGIN
 
 
 def _described(pattern: Pattern, routing: RoutingSpec) -> str:
