@@ -18,6 +18,8 @@ from oasis_core.color import ColorMethod, correct_color
 from oasis_core.compare import CompareMode, compare_frames
 from oasis_core.geometry import resize
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.routing.attention_map import attention_map, attention_picture
+from oasis_core.routing.picture import NamedRouting, routing_picture
 from oasis_core.routing.spec import DEFAULT_WINDOW, HeadPattern
 from oasis_core.video_io import VideoReader
 
@@ -31,6 +33,8 @@ FRAMES = slice(8, 13)
 """Of the sample; the middle one is shown."""
 VIEW = (290, 270, 300, 300)
 """Top, left, height, width of what is shown, in pixels of the result."""
+TOKEN = {"at": 0.5, "y": 0.55, "x": 0.3}
+"""Place of the token whose attention is shown."""
 FIDELITIES = (0.0, 0.5, 1.0)
 SHIFT = torch.tensor([1.2, 0.95, 0.65])
 """What the shifted frame's red, green and blue are multiplied by."""
@@ -52,6 +56,8 @@ def main() -> None:
     color_picture(frames[len(frames) // 2]).save(PICTURES / "color.jpg", quality=88)
     compare_picture(frames).save(PICTURES / "compare.jpg", quality=88)
     patterns_picture().save(PICTURES / "routing.png", optimize=True)
+    routing_map_picture().save(PICTURES / "routing_map.png", optimize=True)
+    attention_map_picture(frames).save(PICTURES / "attention_map.jpg", quality=85)
     icon().save(ICON, optimize=True)
 
 
@@ -112,6 +118,21 @@ def patterns_picture() -> Image.Image:
                     at = (left + x * CELL, top + 26 + y * CELL)
                     draw.rectangle((*at, at[0] + CELL - 2, at[1] + CELL - 2), fill=fill)
     return image
+
+
+def routing_map_picture() -> Image.Image:
+    """The shipped routing."""
+    checkpoint = load_checkpoint(embedded_path(), dtype=None)
+    return routing_picture([NamedRouting(checkpoint.config.name, checkpoint.routing)])
+
+
+def attention_map_picture(frames: Tensor) -> Image.Image:
+    """What the first global head of the shipped weights sees."""
+    checkpoint = load_checkpoint(embedded_path())
+    upscaler = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings())
+    routing = checkpoint.routing
+    layer, head = next((i, n) for i in range(routing.depth) for n in routing.heads_of(i, HeadPattern.GLOBAL))
+    return attention_picture(attention_map(upscaler, frames, layer, head, **TOKEN))
 
 
 def icon() -> Image.Image:

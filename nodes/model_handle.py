@@ -15,6 +15,7 @@ from ..oasis_core.memory import working_memory
 from ..oasis_core.model import OasisModel
 from ..oasis_core.model.fuse import fuse_model
 from ..oasis_core.pipeline import Upscaler
+from ..oasis_core.routing.auto import AutoRouting
 from ..oasis_core.routing.spec import RoutingSpec
 
 OasisModelType = io.Custom("OASIS_MODEL")
@@ -31,7 +32,7 @@ class ModelHandle:
     """A model that ComfyUI moves between devices, and the routing to run it with."""
 
     patcher: comfy.model_patcher.ModelPatcher
-    routing: RoutingSpec
+    routing: RoutingSpec | AutoRouting
     checkpoint: Checkpoint
     """As loaded: its own routing is the one from the file."""
 

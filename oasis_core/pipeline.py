@@ -10,21 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby, islice
 from operator import itemgetter
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from .blend import OverlapAdd, TemporalCrossFade
+from .blend import TemporalCrossFade
 from .color import ColorCorrector, ColorMethod
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
-from .patchify import latent_length
+from .one_step import OneStep
+from .patchify import frame_count, latent_length
 from .plan import ChunkCursor, Position, plan_tiles, warm_up_start
 from .progress import Progress, Tally
+from .routing.auto import AutoRouting, ShotRoutings
 from .routing.spec import RoutingSpec
 from .scene_cuts import SceneCutDetector
 
@@ -102,18 +104,25 @@ class Part:
 class Upscaler:
     """A model with its routing and a job's settings. Runs where the model is, in the model's dtype."""
 
-    def __init__(self, model: OasisModel, routing: RoutingSpec, settings: UpscaleSettings) -> None:
-        """Raises ValueError where the routing is another model's, the model's tokens span several latent frames, or it
+    def __init__(
+        self, model: OasisModel, routing: RoutingSpec | AutoRouting | ShotRoutings, settings: UpscaleSettings
+    ) -> None:
+        """``routing``: one for all, or how to decide it for each shot (of a dense model; ``ShotRoutings``: and what is
+        decided already).
+
+        Raises ValueError where the routing is another model's, the model's tokens span several latent frames, or it
         cannot be asked for that fidelity."""
-        routing.check_fits(model.config.depth, model.config.heads)
+        if isinstance(routing, RoutingSpec):
+            routing.check_fits(model.config.depth, model.config.heads)
         if model.config.patch[0] != 1:
             raise ValueError(
                 f"model patch is {model.config.patch}; streaming needs one latent frame per token (1, p, p)"
             )
-        self.model, self.routing, self.settings = model, routing, settings
+        self.model, self.settings = model, settings
+        self.routing = ShotRoutings(routing) if isinstance(routing, AutoRouting) else routing
         controlled = model.config.faithful_timestep is not None
         self.fidelity = settings.fidelity if settings.fidelity is not None else DEFAULT_FIDELITY * controlled
-        model.config.timestep_at(self.fidelity)
+        self._step = OneStep(model, self.routing, self.fidelity)
         self.chunk = latent_length(settings.chunk_frames, model.config.unshuffle[0])
         """Latent frames in a chunk."""
         asked = settings.chunk_overlap
@@ -179,13 +188,15 @@ class Upscaler:
             ``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU; as many frames in all as came in.
         """
         tally = Tally(on_progress, total)
+        if isinstance(self.routing, ShotRoutings):
+            self.routing.forget()
         for part in self.parts(frames, Position(), poll, tally):
             yield part.frames
             tally.finished(len(part.frames))
 
     def first_needed(self, start: Position) -> int:
         """Number of the first frame that ``parts`` must be fed to begin at ``start``."""
-        begin = self._begin(start)
+        begin = start.shot if self._decides_ahead(start) else self._begin(start)
         return max(0, begin - SceneCutDetector.MEMORY) if self.settings.scene_cuts else begin
 
     def _begin(self, start: Position) -> int:
@@ -205,12 +216,15 @@ class Upscaler:
             tally: told of the transformer's blocks.
         """
         factor, begin, memory = self.model.config.unshuffle[0], self._begin(start), self.settings.color.memory
+        first = self.first_needed(start)
+        if self._decides_ahead(start):
+            frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)
         detector = SceneCutDetector() if self.settings.scene_cuts else None
-        numbered = by_shot(frames, self.first_needed(start), begin, start.shot, detector)
+        numbered = by_shot(frames, first, begin, start.shot, detector)
         for shot, members in groupby(numbered, key=itemgetter(0)):
             groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
             at, color = max(shot, begin), ColorCorrector(self.settings.color)
-            for group, z_h, restartable in self._restored(groups, poll, tally):
+            for group, z_h, restartable in self._restored(groups, shot, poll, tally):
                 if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
                     if poll is not None:
                         poll()
@@ -220,7 +234,7 @@ class Upscaler:
                 at += group.count
 
     def _restored(
-        self, groups: Iterable[FrameGroup], poll: Poll | None, tally: Tally | None
+        self, groups: Iterable[FrameGroup], shot: int, poll: Poll | None, tally: Tally | None
     ) -> Iterator[tuple[FrameGroup, Tensor, bool]]:
         """Each group of one shot with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded.
 
@@ -239,7 +253,7 @@ class Upscaler:
             for span in chunks:
                 z_l = torch.cat([latents[i] for i in range(span.start, span.stop)], dim=2)
                 last = group.ended and span is chunks[-1]
-                z_hs = fade.add(self._one_step(z_l, poll, tally), span, last).split(1, dim=2)
+                z_hs = fade.add(self._one_step(z_l, shot, poll, tally), span, last).split(1, dim=2)
                 for number, z_h in enumerate(z_hs):
                     yield waiting.pop(0), z_h, number == 0
             for position in [p for p in latents if p < cursor.keep_from]:
@@ -255,8 +269,8 @@ class Upscaler:
         device = self.model.project.weight.device
         return upsample_and_pad(group.frames.to(device, torch.float32).clamp(0, 1), geometry)
 
-    def _one_step(self, z_l: Tensor, poll: Poll | None, tally: Tally | None) -> Tensor:
-        """z_H of a chunk; large frames in tiles."""
+    def _one_step(self, z_l: Tensor, shot: int, poll: Poll | None, tally: Tally | None) -> Tensor:
+        """z_H of a chunk of the shot that begins with frame ``shot``; large frames in tiles."""
         config = self.model.config
         height, width = z_l.shape[3] // config.patch[1], z_l.shape[4] // config.patch[2]
         tile, overlap = self.tiling(height, width)
@@ -269,15 +283,18 @@ class Upscaler:
             if tally is not None:
                 tally.block(worth)
 
-        if len(tiles) == 1:
-            return self.model.restore(z_l, self.routing, before_block, self.fidelity)
-        blended = OverlapAdd(z_l, *z_l.shape[3:])
-        for rows, columns in tiles:
-            y, x = rows.times(config.patch[1]), columns.times(config.patch[2])
-            cut = z_l[..., y.start : y.stop, x.start : x.stop]
-            piece = self.model.restore(cut, self.routing, before_block, self.fidelity)
-            blended.add(piece, y, x, overlap * config.patch[1])
-        return blended.result()
+        return self._step(z_l, shot, tiles, overlap, before_block)
+
+    def _decides_ahead(self, start: Position) -> bool:
+        """Whether a stream from there begins inside a shot whose routing is still to be decided, on its first chunk."""
+        return self._begin(start) > start.shot and self._step.undecided(start.shot)
+
+    def _decide_ahead(self, frames: Iterator[Tensor], before: int, shot: int, poll: Poll | None) -> Iterator[Tensor]:
+        """Decide on the first chunk of a shot that begins ``before`` frames later; gives all frames on."""
+        held = list(islice(frames, before + frame_count(self.chunk, self.model.config.unshuffle[0])))
+        groups = frame_groups(held[before:], self.model.config.unshuffle[0])
+        self._one_step(torch.cat([self._encode(g) for g in groups if not g.ended], dim=2), shot, poll, None)
+        return chain(held, frames)
 
     def tiling(self, height: int, width: int) -> tuple[int, int]:
         """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile."""

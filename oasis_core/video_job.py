@@ -28,6 +28,7 @@ from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
 from .pipeline import Poll, Upscaler
 from .plan import Position
 from .progress import Progress, Tally
+from .routing.auto import ShotRoutings
 from .video_io import Frame, KnownFrame, VideoReader, VideoWriter, WriterSettings
 from .video_io.color_tags import HLG, PQ
 from .video_io.writer import check_target
@@ -115,6 +116,8 @@ def upscale_video(
         kept, began = folder.manifest.position.frame, time.monotonic()
         if kept:
             log.info("%d finished frames are kept; going on after them", kept)
+        if isinstance(upscaler.routing, ShotRoutings):
+            upscaler.routing.keep_in(folder.manifest.routings, folder.decide)
         work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll, show)
         try:
             work.make_segments()

@@ -6,13 +6,28 @@ import pytest
 import torch
 
 from oasis_core.attention import TokenGrid, routed_attention, sdpa
+from oasis_core.attention.backends import BACKENDS
 from oasis_core.attention.reference import pattern_mask, reference_attention
-from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.routing import Extent, HeadPattern, RoutingSpec
 
 # fp32 differs by summation order only; bf16 and fp16 carry their own rounding of inputs, scores and output.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 GRIDS = [(1, 1, 1), (1, 1, 7), (1, 9, 1), (4, 1, 1), (2, 3, 4), (3, 8, 8), (2, 9, 17), (5, 11, 3), (1, 16, 16)]
 WINDOWS = [(3, 5, 5), (1, 1, 1), (1, 3, 7), (5, 1, 3), (9, 25, 25)]
+
+
+EXTENTS = [
+    "3xallxall",
+    "5xallxall",
+    "allx3x3",
+    "allx1x1",
+    "1x3x3",
+    "3x7x5",
+    "1xallx3",
+    "3x3xall",
+    "allxallx5",
+    "9xallxall",
+]
 
 
 def qkv(grid: TokenGrid, heads: int, dim: int, dtype: torch.dtype, batch: int = 1, seed: int = 0) -> list[torch.Tensor]:
@@ -68,6 +83,62 @@ def test_mixed_heads_keep_their_order(seed: int) -> None:
         one = slice(n, n + 1)
         expected, _ = reference_attention(q[:, :, one], k[:, :, one], v[:, :, one], grid, pattern, (3, 5, 5))
         torch.testing.assert_close(got[:, :, one], expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("text", EXTENTS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 5, 3), (5, 9, 17), (2, 25, 24)])
+def test_any_extent_equals_reference(text: str, shape: tuple[int, int, int]) -> None:
+    """The last grid is cut into tiles, the others are not."""
+    grid, extent = TokenGrid(*shape), Extent.parse(text)
+    q, k, v = qkv(grid, 2, 8, torch.float32, batch=2)
+    expected, _ = reference_attention(q, k, v, grid, extent, (3, 5, 5))
+    got = routed_attention(q, k, v, grid, (extent,) * 2, (3, 5, 5))
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_extents_of_every_kind_beside_each_other_in_every_dtype(dtype: torch.dtype) -> None:
+    grid = TokenGrid(3, 25, 24)
+    patterns = (
+        Extent.parse("3x7x7"),
+        HeadPattern.WINDOW,
+        Extent.parse("allx3x3"),
+        HeadPattern.GLOBAL,
+        *map(Extent.parse, EXTENTS),
+    )
+    q, k, v = qkv(grid, len(patterns), 8, dtype)
+    got = routed_attention(q, k, v, grid, patterns, (1, 3, 3))
+    for n, pattern in enumerate(patterns):
+        one = slice(n, n + 1)
+        expected, _ = reference_attention(q[:, :, one], k[:, :, one], v[:, :, one], grid, pattern, (1, 3, 3))
+        torch.testing.assert_close(
+            got[:, :, one].to(expected.dtype), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+        )
+
+
+def test_an_extents_pairs_are_those_of_its_mask() -> None:
+    for shape in GRIDS:
+        for text in (*EXTENTS, "3x5x5", "allxallxall", "1xallxall"):
+            extent = Extent.parse(text)
+            assert extent.pairs(shape) == int(pattern_mask(TokenGrid(*shape), extent, (3, 5, 5)).sum()), (shape, text)
+
+
+def test_backends_need_no_more_than_their_three_operations_for_any_extent() -> None:
+    """So each runs them all: ``everywhere`` with fewer queries than keys, ``window`` with extents beyond the grid."""
+    grid, seen = TokenGrid(3, 4, 5), []
+
+    def everywhere(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+        seen.append(("everywhere", q.shape[1], k.shape[1]))
+        return sdpa.global_attention(q, k, v, grid)
+
+    def window(*args: object) -> torch.Tensor:
+        seen.append(("window", args[4]))
+        return sdpa.window_attention(*args)  # type: ignore[arg-type]
+
+    spy = type(BACKENDS["sdpa"])("spy", everywhere, sdpa.intra_frame_attention, window, lambda device: None)
+    q, k, v = qkv(grid, 2, 8, torch.float32)
+    routed_attention(q, k, v, grid, (Extent(3, None, None), Extent(None, 3, None)), (3, 5, 5), spy)
+    assert seen == [("everywhere", 20, 40), ("everywhere", 20, 60), ("everywhere", 20, 40), ("window", (5, 3, 9))]
 
 
 def test_all_global_is_plain_attention() -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from oasis_core.attention import TokenGrid, routed_attention
+from oasis_core.attention.backends import BACKENDS
 from oasis_core.attention.reference import reference_attention
 from oasis_core.checkpoints import embedded_path, load_checkpoint
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
-from oasis_core.routing import HeadPattern
+from oasis_core.routing import Extent, HeadPattern
+from oasis_core.routing.divergence import localisation_kl
 from oasis_core.training.config import LossWeights, StageConfig, TrainConfig
 from oasis_core.training.feed import Batch
 from oasis_core.training.parallel import Group
@@ -40,6 +42,28 @@ def test_attention_equals_the_reference(shape: tuple[int, int, int], pattern: He
     expected, _ = reference_attention(q, k, v, grid, pattern, (3, 5, 5))
     got = routed_attention(q.cuda(), k.cuda(), v.cuda(), grid, (pattern,) * 3, (3, 5, 5)).cpu()
     torch.testing.assert_close(got.to(expected.dtype), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("text", ["3xallxall", "allx3x3", "3x7x7", "1xallx3", "3x3xall"])
+@pytest.mark.parametrize("shape", [(1, 1, 7), (5, 16, 16), (2, 31, 33)])
+def test_every_backend_runs_any_extent(shape: tuple[int, int, int], text: str, name: str) -> None:
+    if why := BACKENDS[name].missing(CUDA):
+        pytest.skip(why)
+    grid, extent = TokenGrid(*shape), Extent.parse(text)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, grid.length, 3, 64, generator=generator).bfloat16() for _ in range(3))
+    expected, _ = reference_attention(q, k, v, grid, extent, (3, 5, 5))
+    got = routed_attention(q.cuda(), k.cuda(), v.cuda(), grid, (extent,) * 3, (3, 5, 5), BACKENDS[name]).cpu()
+    torch.testing.assert_close(got.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_what_localising_loses_is_the_same() -> None:
+    grid, generator = TokenGrid(4, 17, 19), torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, grid.length, 5, 32, generator=generator) for _ in range(2))
+    extents, queries = [Extent.parse(t) for t in ("1xallxall", "3x5x5", "3xallxall")], torch.randperm(grid.length)[:100]
+    got = localisation_kl(q.cuda(), k.cuda(), grid, extents, queries.cuda()).cpu()
+    torch.testing.assert_close(got, localisation_kl(q, k, grid, extents, queries), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "codes"), [(torch.float32, 0.02), (torch.bfloat16, 1.0), (torch.float16, 0.2)])

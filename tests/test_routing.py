@@ -7,13 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from oasis_core.attention import TokenGrid
 from oasis_core.attention.reference import pattern_mask
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
-from oasis_core.routing import HeadPattern, RoutingSpec
-from oasis_core.routing.calibration import assign, localisation_kl, measure
+from oasis_core.routing import Extent, HeadPattern, RoutingSpec
 
 GLOBAL, FRAME, NEAR = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
 WINDOW = (3, 5, 5)
@@ -148,117 +145,38 @@ def test_the_routing_of_another_model_is_refused() -> None:
         refused(f"3 layers x 4 heads, this model has {depth} x {heads}", lambda d=depth, h=heads: spec.check_fits(d, h))
 
 
-# Calibration.
+# Extents of a head's own.
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 7), (2, 9, 1), (5, 3, 3)])
-@pytest.mark.parametrize("window", [WINDOW, (1, 3, 3)])
-def test_localisation_kl_is_the_kl_of_the_attention_matrices(
-    shape: tuple[int, int, int], window: tuple[int, int, int]
-) -> None:
-    grid = TokenGrid(*shape)
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(2, grid.length, 3, 8, generator=generator, dtype=torch.float64) * 1.5 for _ in range(2))
-    queries = torch.randperm(grid.length, generator=generator)[: 1 + grid.length // 2]
-    got = localisation_kl(q, k, grid, window, queries)
-    assert set(got) == {FRAME, NEAR}
-    scores = torch.einsum("bqnd,blnd->bnql", q[:, queries], k) * 8**-0.5
-    whole = scores.softmax(-1)
-    for pattern, kl in got.items():
-        local = scores.masked_fill(~pattern_mask(grid, pattern, window)[queries], float("-inf")).softmax(-1)
-        expected = torch.where(local > 0, local * (local / whole).log(), 0).sum(-1).mean((0, 2))
-        assert kl.shape == (3,)
-        assert (kl - expected).abs().max() < 1e-5  # the code computes in fp32
-        if grid.length > 1:
-            assert expected.max() > 0.1
-
-
-def heads_of_each_kind(grid: TokenGrid, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """q, k ``(1, L, 3, D)``: head 0 looks for tokens anywhere, head 1 at its frame, head 2 at its neighbourhood.
-
-    Position codes make q . k fall with the squared distance along the axes that matter to the head.
-    """
-    index = torch.arange(grid.length)
-    t, h, w = (x.float() for x in (index // grid.frame, index // grid.w % grid.h, index % grid.w))
-
-    def near(*axes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ones = torch.ones_like(t)
-        q = [x for a in axes for x in (2 * a, -ones)]
-        k = [x for a in axes for x in (a, a * a)]
-        pad = [torch.zeros_like(t)] * (6 - len(q))
-        return torch.stack([*q, *pad], -1) * 6, torch.stack([*k, *pad], -1)
-
-    anywhere = torch.randn(grid.length, 6, generator=generator), torch.randn(grid.length, 6, generator=generator)
-    pairs = (anywhere, near(t), near(t, h, w))
-    return torch.stack([q for q, _ in pairs], 1)[None], torch.stack([k for _, k in pairs], 1)[None]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_heads_built_to_a_pattern_are_recovered(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    grid = TokenGrid(4, 9, 12)
-    truth = torch.stack([torch.randperm(3, generator=generator) for _ in range(4)])  # kind of each head of each layer
-    rows: dict[HeadPattern, list[torch.Tensor]] = {FRAME: [], NEAR: []}
-    for kinds in truth:
-        q, k = (x[:, :, kinds] for x in heads_of_each_kind(grid, generator))
-        kl = localisation_kl(q, k, grid, WINDOW, torch.randperm(grid.length, generator=generator)[:100])
-        for pattern, row in rows.items():
-            row.append(kl[pattern])
-    spec = assign({pattern: torch.stack(row) for pattern, row in rows.items()}, 1 / 3, 1 / 3, WINDOW)
-    assert spec.layers == tuple(tuple((GLOBAL, FRAME, NEAR)[kind] for kind in kinds) for kinds in truth.tolist())
+@pytest.mark.parametrize("text", ["3x7x7", "3xallxall", "allx3x3", "1x1x1", "11xallx5"])
+def test_an_extents_text_reads_back(text: str) -> None:
+    assert str(Extent.parse(text)) == text
+    assert Extent.parse(f" {text.upper()} ") == Extent.parse(text)
+    spec = RoutingSpec(((Extent.parse(text), NEAR),))
+    assert RoutingSpec.from_json(spec.to_json()) == spec
 
 
 @pytest.mark.parametrize(
-    ("global_share", "intra_share"), [(0, 0), (0.25, 0.25), (0.5, 0.5), (1, 0), (0, 1), (0.1, 0.3)]
+    "text", ["3x4x5", "0x3x3", "-1x3x3", "3x3", "3x3x3x3", "axbxc", "3 x 3 x 3", "3.0x3x3", "", "x" * 9999]
 )
-def test_assign_keeps_to_the_shares(global_share: float, intra_share: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    kl = {p: torch.rand(5, 8, generator=generator) for p in (FRAME, NEAR)}
-    spec = assign(kl, global_share, intra_share, (1, 3, 3))
-    assert (spec.depth, spec.heads, spec.window) == (5, 8, (1, 3, 3))
-    assert spec.share(GLOBAL) == round(global_share * 40) / 40
-    assert spec.share(FRAME) <= round(intra_share * 40) / 40
-    loss = torch.minimum(kl[FRAME], kl[NEAR])
-    kept = torch.tensor([[p is GLOBAL for p in layer] for layer in spec.layers])
-    if kept.any() and not kept.all():
-        assert loss[kept].min() >= loss[~kept].max()
-    gain = kl[NEAR] - kl[FRAME]
-    assert all(gain[i, n] > 0 for i in range(5) for n in spec.heads_of(i, FRAME))  # dearer only where it is better
-
-
-def tiny_model() -> OasisModel:
-    torch.manual_seed(0)
-    model = OasisModel(
-        OasisConfig(
-            name="tiny",
-            unshuffle=(1, 4, 4),
-            latent_channels=4,
-            dim=24,
-            depth=2,
-            heads=3,
-            ffn_dim=16,
-            freq_dim=8,
-            decoder=PixelDecoderConfig(width=2, blocks=0, hr_width=1, hr_blocks=0),
-        )
+def test_what_is_no_extent_is_refused_in_one_line(text: str) -> None:
+    refused("head extent is", lambda: Extent.parse(text))
+    refused(
+        "known patterns: global, intra-frame, window, or an extent such as 3x7x7",
+        lambda: RoutingSpec.from_json(json.dumps(valid() | {"layers": [[text]]})),
     )
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
 
 
-def test_measure_a_model() -> None:
-    model = tiny_model()
-    clips = [torch.rand(1, 3, 3, 32, 40) * 2 - 1 for _ in range(2)]
-    kl = measure(model, clips, queries=16)
-    assert set(kl) == {FRAME, NEAR}
-    assert all(x.shape == (2, 3) and x.isfinite().all() and (x > 0).all() for x in kl.values())
-    assert all(torch.equal(a, b) for a, b in zip(kl.values(), measure(model, clips, queries=16).values(), strict=True))
-    every = [measure(model, [clip], queries=10**6) for clip in clips]
-    together = measure(model, clips, queries=10**6)
-    for p in kl:
-        torch.testing.assert_close(together[p], (every[0][p] + every[1][p]) / 2)
-    assign(kl, 0.2, 0.3).check_fits(2, 3)
+def test_an_extent_that_is_a_preset_becomes_it() -> None:
+    own = (Extent(None, None, None), Extent(1, None, None), Extent(3, 7, 7), Extent(3, 5, 5))
+    assert RoutingSpec((own,), (3, 7, 7)).layers == ((GLOBAL, FRAME, NEAR, Extent(3, 5, 5)),)
+    assert RoutingSpec((own,), (3, 7, 7)).patterns == (GLOBAL, FRAME, NEAR, Extent(3, 5, 5))
+    assert RoutingSpec((own,), (3, 7, 7)).shares() == "25% global, 25% intra-frame, 25% window, 25% 3x5x5"
 
 
-def test_measure_without_clips_is_refused() -> None:
-    refused("calibration got no clips", lambda: measure(tiny_model(), []))
+def test_cost_is_the_share_of_pairs() -> None:
+    grid = TokenGrid(3, 6, 7)
+    spec = RoutingSpec(((GLOBAL, FRAME), (NEAR, Extent(None, 1, 3))))
+    seen = [pattern_mask(grid, p, WINDOW).float().mean() for layer in spec.layers for p in layer]
+    assert spec.cost((3, 6, 7)) == pytest.approx(float(sum(seen)) / 4)
+    assert RoutingSpec.uniform(2, 3, GLOBAL).cost((4, 5, 6)) == 1

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from oasis_core.routing import Extent
 from oasis_core.routing.layer_pattern import by_layers
 from oasis_core.routing.rules import apply_rules
 from oasis_core.routing.spec import HeadPattern, RoutingSpec
@@ -20,6 +21,12 @@ def test_layers_heads_and_order() -> None:
     assert got.layers[6:] == ((I, G, I, W), (G,) * 4)
     assert got.window == (3, 7, 7)
     assert apply_rules(BASE, " \n;") == BASE
+
+
+def test_extents_of_a_heads_own() -> None:
+    got = apply_rules(BASE, "0: 3xallxall; 1: 0-1 allx3x3, 2 3X7X7")
+    assert got.layers[0] == (Extent(3, None, None),) * 4
+    assert got.layers[1] == (Extent(None, 3, 3), Extent(None, 3, 3), W, G)  # the third is this routing's window
 
 
 def test_any_routing_can_be_written_as_rules() -> None:
@@ -41,6 +48,7 @@ def test_any_routing_can_be_written_as_rules() -> None:
         ("3-1: window", "layer 3-1 is not within 0 to 7"),
         ("0: 4 window", "head 4 is not within 0 to 3"),
         ("0: 1 sideways", "pattern 'sideways'; known patterns: global, intra-frame, window"),
+        ("0: 4x4x4", "pattern '4x4x4'; known patterns: .* or an extent such as 3x7x7"),
         ("first: window", "'first' is no layer; give a number, a-b or all"),
         ("0: window,", "names the pattern ''"),
     ],

@@ -24,6 +24,8 @@ CASES = [  # grid, heads, channels, window, block, keys, dtype, tolerance
     ((4, 5, 3), 3, 24, (5, 3, 7), (4, 8), 32, torch.float32, 2e-6),
     ((2, 17, 16), 1, 32, (1, 1, 1), (8, 8), 64, torch.float32, 2e-6),
     ((3, 8, 8), 2, 32, (3, 15, 15), (8, 8), 128, torch.float32, 2e-6),
+    ((3, 5, 4), 2, 16, (5, 9, 3), (4, 4), 64, torch.float32, 2e-6),  # all frames and rows, three columns
+    ((3, 5, 9), 1, 16, (5, 1, 1), (4, 4), 16, torch.float32, 2e-6),  # a column through time
     ((2, 6, 10), 2, 20, (3, 5, 5), (8, 8), 64, torch.float16, 2e-3),
 ]
 g = torch.Generator().manual_seed(0)

@@ -23,7 +23,7 @@ class Backend:
 
     name: str
     everywhere: Whole
-    """Every query sees every key."""
+    """Every query sees every key; there may be fewer queries than keys."""
     intra_frame: Whole
     window: Window
     missing: Callable[[torch.device], str | None]

@@ -8,29 +8,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..routing.spec import HeadPattern
+from ..routing.spec import Pattern, extent_of
 from .grid import TokenGrid
 
 
-def pattern_mask(grid: TokenGrid, pattern: HeadPattern, window: tuple[int, int, int]) -> Tensor:
+def pattern_mask(grid: TokenGrid, pattern: Pattern, window: tuple[int, int, int]) -> Tensor:
     """Which keys each query sees: bool ``(L, L)``, rows are queries.
 
-    Window (DESIGN section 1): |t'-t| <= Pt//2, |h'-h| <= Ph//2, |w'-w| <= Pw//2, truncated at the borders.
+    Window (DESIGN section 1): |t'-t| <= Pt//2, |h'-h| <= Ph//2, |w'-w| <= Pw//2, truncated at the borders; so for every
+    extent, an axis without one being seen whole.
     """
-    if pattern is HeadPattern.GLOBAL:
-        return torch.ones(grid.length, grid.length, dtype=torch.bool)
     index = torch.arange(grid.length)
-    t, h, w = index // grid.frame, index // grid.w % grid.h, index % grid.w
-    if pattern is HeadPattern.INTRA_FRAME:
-        return t[:, None] == t[None, :]
-    near = [
-        (axis[:, None] - axis[None, :]).abs() <= extent // 2 for axis, extent in zip((t, h, w), window, strict=True)
-    ]
-    return near[0] & near[1] & near[2]
+    axes = index // grid.frame, index // grid.w % grid.h, index % grid.w
+    mask = torch.ones(grid.length, grid.length, dtype=torch.bool)
+    for axis, extent in zip(axes, extent_of(pattern, window).axes, strict=True):
+        if extent is not None:
+            mask &= (axis[:, None] - axis[None, :]).abs() <= extent // 2
+    return mask
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, pattern: HeadPattern, window: tuple[int, int, int]
+    q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, pattern: Pattern, window: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """Attention of one pattern for all given heads, in fp32 (fp64 when given fp64).
 

@@ -7,7 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..routing.spec import HeadPattern
+from ..routing.extent import Extent
+from ..routing.spec import HeadPattern, Pattern, extent_of
 from .backends import SDPA, Backend
 from .grid import TokenGrid
 
@@ -17,7 +18,7 @@ def routed_attention(
     k: Tensor,
     v: Tensor,
     grid: TokenGrid,
-    patterns: tuple[HeadPattern, ...],
+    patterns: tuple[Pattern, ...],
     window: tuple[int, int, int],
     backend: Backend = SDPA,
 ) -> Tensor:
@@ -34,7 +35,9 @@ def routed_attention(
     """
     if q.shape[1] != grid.length or q.shape[2] != len(patterns):
         raise ValueError(f"q is {tuple(q.shape)}; expected (B, {grid.length}, {len(patterns)}, D) for grid {grid}")
-    order = tuple(n for pattern in HeadPattern for n, p in enumerate(patterns) if p is pattern)
+    own = sorted({p for p in patterns if isinstance(p, Extent)}, key=str)
+    kinds: tuple[Pattern, ...] = (*HeadPattern, *own)
+    order = tuple(n for kind in kinds for n, p in enumerate(patterns) if p == kind)
     if order != tuple(range(len(order))):  # heads of one pattern lie together once the weights are folded
         grouped = tuple(patterns[n] for n in order)
         back = tuple(order.index(n) for n in range(len(order)))
@@ -42,11 +45,11 @@ def routed_attention(
         return routed_attention(q, k, v, grid, grouped, window, backend).index_select(2, _index(back, q.device))
     parts = []
     start = 0
-    for pattern in HeadPattern:
-        stop = start + patterns.count(pattern)
+    for kind in kinds:
+        stop = start + patterns.count(kind)
         if stop > start:
             heads = (..., slice(start, stop), slice(None))
-            parts.append(_run(q[heads], k[heads], v[heads], grid, pattern, window, backend))
+            parts.append(_run(q[heads], k[heads], v[heads], grid, extent_of(kind, window), backend))
         start = stop
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
@@ -57,17 +60,23 @@ def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(heads, device=device)
 
 
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grid: TokenGrid,
-    pattern: HeadPattern,
-    window: tuple[int, int, int],
-    backend: Backend,
-) -> Tensor:
-    if pattern is HeadPattern.GLOBAL:
+def _run(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, extent: Extent, backend: Backend) -> Tensor:
+    """The operation that the extent is; those of the paper's patterns are each backend's own."""
+    if extent == Extent(None, None, None):
         return backend.everywhere(q, k, v, grid)
-    if pattern is HeadPattern.INTRA_FRAME:
+    if extent == Extent(1, None, None):
         return backend.intra_frame(q, k, v, grid)
-    return backend.window(q, k, v, grid, window)
+    if extent.h is None and extent.w is None:
+        return _near_frames(q, k, v, grid, extent, backend)
+    t, h, w = (2 * s - 1 if e is None else e for e, s in zip(extent.axes, (grid.t, grid.h, grid.w), strict=True))
+    return backend.window(q, k, v, grid, (t, h, w))
+
+
+def _near_frames(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, extent: Extent, backend: Backend) -> Tensor:
+    """Whole frames near in time: in raster order the keys of a frame's queries are one slice, so nothing is masked."""
+    reach, size = extent.reach((grid.t, grid.h, grid.w))[0], grid.frame
+    frames = []
+    for t in range(grid.t):
+        seen = slice(max(0, t - reach) * size, min(grid.t, t + reach + 1) * size)
+        frames.append(backend.everywhere(q[:, t * size : (t + 1) * size], k[:, seen], v[:, seen], grid))
+    return torch.cat(frames, dim=1)

@@ -99,15 +99,18 @@ class _Tiling:
     tile: tuple[int, int]
     radius: tuple[int, int]
     margin: tuple[int, int]
-    """Tokens of halo on each side; none where one tile holds the frame."""
+    """Tokens of halo on each side; none along an axis that one tile holds."""
 
     @classmethod
     def of(cls, grid: TokenGrid, window: tuple[int, int, int]) -> _Tiling:
         size, radius = (grid.h, grid.w), (window[1] // 2, window[2] // 2)
         if grid.frame <= SMALL_FRAME:
             return cls(size, size, radius, (0, 0))
-        tile = (min(WINDOW_TILE[0], grid.h), min(WINDOW_TILE[1], grid.w))
-        return cls(size, tile, radius, radius)
+        # An axis that every query sees whole is not cut: its tile is the frame's side.
+        whole = [r >= s - 1 for r, s in zip(radius, size, strict=True)]
+        tile = [s if all_seen else min(t, s) for t, s, all_seen in zip(WINDOW_TILE, size, whole, strict=True)]
+        margin = [0 if all_seen else r for r, all_seen in zip(radius, whole, strict=True)]
+        return cls(size, (tile[0], tile[1]), radius, (margin[0], margin[1]))
 
     @property
     def counts(self) -> tuple[int, int]:

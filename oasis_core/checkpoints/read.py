@@ -84,6 +84,23 @@ def load_checkpoint(
     return Checkpoint(model.eval().requires_grad_(False), metadata)
 
 
+def read_metadata(path: Path) -> Metadata:
+    """What the file says of itself; no tensor is read.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: not an OASIS checkpoint; one line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"model file not found: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Metadata.from_header(file.metadata() or {})
+    except SafetensorError as e:
+        raise ValueError(f"{path} is not a readable safetensors file ({_short(e)}); give an OASIS checkpoint") from None
+    except ValueError as e:
+        raise ValueError(f"{path} cannot be read: {_short(e)}") from None
+
+
 def _short(error: Exception) -> str:
     """One line, whatever a damaged file has brought into it."""
     return textwrap.shorten(str(error), 500, placeholder="...")

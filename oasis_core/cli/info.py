@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from ..checkpoints import EMBEDDED, load_checkpoint, resolve
-from ..routing.spec import HeadPattern
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,14 +23,13 @@ def run(args: argparse.Namespace) -> int:
     config, routing = checkpoint.config, checkpoint.routing
     weights = list(checkpoint.model.parameters())
     formats = ", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in weights}))
-    shares = ", ".join(f"{routing.share(p):.0%} {p.value}" for p in HeadPattern)
     for name, value in (
         ("file", path),
         ("name", config.name),
         ("parameters", f"{sum(w.numel() for w in weights) / 1e6:.1f} million, {formats}"),
         ("blocks", f"{config.depth} of {config.dim}, {config.heads} heads"),
         ("cell, patch", f"{config.unshuffle}, {config.patch}: sizes are padded to {config.pixel_multiple}"),
-        ("routing", f"{shares}; window {routing.window}"),
+        ("routing", f"{routing.shares()}; window {routing.window}"),
         ("licence", checkpoint.metadata.licence),
         ("notes", checkpoint.metadata.notes or "none"),
     ):

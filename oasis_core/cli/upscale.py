@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from ..attention.backends import NAMES as ATTENTION_NAMES
 from ..attention.backends import backend_for
-from ..checkpoints import EMBEDDED, load_checkpoint, resolve
+from ..checkpoints import EMBEDDED, Checkpoint, load_checkpoint, resolve
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
 from ..model.fuse import fuse_model
 from ..pipeline import Upscaler, UpscaleSettings
+from ..routing.auto import NAME as AUTO
+from ..routing.auto import AutoRouting
+from ..routing.calibration import check_dense
 from ..routing.spec import RoutingSpec
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
@@ -37,7 +40,8 @@ class Job:
     settings: UpscaleSettings = UpscaleSettings()
     writer: WriterSettings = WriterSettings()
     model: str = EMBEDDED
-    routing: Path | None = None
+    routing: str | None = None
+    """File, or what ``AutoRouting.parse`` reads."""
     device: str = "auto"
     dtype: str = "auto"
     fps: Fraction | None = None
@@ -55,7 +59,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--scale", type=float, help="factor, 1 to 4 (default 4)")
     parser.add_argument("--size", help="exact size instead of --scale: 1920x1080, or 1920x or x1080 (aspect kept)")
     parser.add_argument("--model", default=EMBEDDED, help=f"checkpoint file, or an embedded model (default {EMBEDDED})")
-    parser.add_argument("--routing", type=Path, help="head routing as JSON, instead of the checkpoint's")
+    parser.add_argument(
+        "--routing",
+        help="head routing as JSON, instead of the checkpoint's; auto: decided for each shot (dense checkpoints)",
+    )
     methods = ", ".join(m.value for m in ColorMethod)
     parser.add_argument(
         "--color", default=ColorMethod.WAVELET.value, help=f"colour correction: {methods} (default wavelet)"
@@ -154,12 +161,22 @@ def plan(job: Job) -> Estimate:
     return estimate(upscaler, reader.info, job.target, job.writer.codec, job.keep.segment_frames)
 
 
+def read_routing(text: str | None, checkpoint: Checkpoint) -> RoutingSpec | AutoRouting:
+    """What ``--routing`` says. Raises FileNotFoundError or ValueError, one line."""
+    if text is None:
+        return checkpoint.routing
+    if text.partition(":")[0] == AUTO:
+        check_dense(checkpoint.routing, checkpoint.config.name)
+        return AutoRouting.parse(text, checkpoint.routing.window)
+    return RoutingSpec.from_file(Path(text))
+
+
 def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     reader = VideoReader(job.source, job.fps, job.deinterlace)
     reader.check_progressive()
     device = choose_device(job.device)
     checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
-    routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
+    routing = read_routing(job.routing, checkpoint)
     checkpoint.model.dit.attention = backend_for(job.attention, device)
     if job.compile:
         fuse_model(checkpoint.model, dynamic=None)

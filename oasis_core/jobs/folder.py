@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from ..routing.spec import RoutingSpec
 from .fingerprint import hash_file
 from .lock import JobLock
 from .manifest import Asked, Border, Manifest, SegmentRecord, differences
@@ -25,6 +27,8 @@ class JobFolder:
 
     def __init__(self, path: Path, manifest: Manifest, lock: JobLock) -> None:
         self.path, self.manifest, self._lock = path, manifest, lock
+        self._changing = threading.Lock()
+        """Segments are added by the writer's thread, decisions by the model's."""
 
     def __enter__(self) -> JobFolder:
         return self
@@ -45,7 +49,14 @@ class JobFolder:
     def add(self, segment: SegmentRecord, border: Border) -> None:
         """Keep a segment whose file is complete, up to ``border``. Raises OSError."""
         make_durable(self.path / segment.name)
-        self.update(self.manifest.with_segment(segment, border))
+        with self._changing:
+            self.update(self.manifest.with_segment(segment, border))
+
+    def decide(self, shot: int, routing: RoutingSpec) -> None:
+        """Keep the routing that was decided for the shot that begins with that frame. Raises OSError."""
+        with self._changing:
+            decided = {**self.manifest.decided, str(shot): routing.to_json()}
+            self.update(replace(self.manifest, decided=decided))
 
     def clean(self) -> None:
         """Remove what an interruption left half done; segments from the first damaged one on are given up."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..plan import Position
+from ..routing.spec import RoutingSpec
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file; another one is refused."""
 
 Asked = dict[str, "str | int | float | bool | None"]
@@ -83,6 +84,13 @@ class Manifest:
     """Time stamp at which the last frame ends, once all segments are there; None: not known."""
     exact: bool = True
     """Whether frames of the input can be found by their time stamps, as far as it was read."""
+    decided: dict[str, str] = field(default_factory=dict)
+    """Routings that were decided while it ran: first frame of the shot, JSON."""
+
+    @property
+    def routings(self) -> dict[int, RoutingSpec]:
+        """``decided``, read. Raises ValueError where it is no such thing."""
+        return {int(shot): RoutingSpec.from_json(text) for shot, text in self.decided.items()}
 
     @property
     def position(self) -> Position:
@@ -114,11 +122,17 @@ class Manifest:
         asked = data["asked"]
         if not all(isinstance(v, (str, int, float, bool, type(None))) for v in asked.values()):
             raise ValueError("what was asked for is not plain text and numbers")
+        if not all(
+            type(shot) is str and shot.isdecimal() and type(text) is str for shot, text in data["decided"].items()
+        ):
+            raise ValueError("what was decided is not a routing for each shot")
         records = tuple(_record(s) for s in segments)
         stops = [0, *(r.stop for r in records)]
         if any(r.start != stop for r, stop in zip(records, stops, strict=False)):
             raise ValueError("its segments do not follow each other")
-        return cls(**{**data, "segments": records})
+        manifest = cls(**{**data, "segments": records})
+        manifest.routings  # noqa: B018 - raises where one cannot be read
+        return manifest
 
 
 def differences(had: Asked, have: Asked) -> list[str]:
@@ -139,7 +153,7 @@ def _record(data: object) -> SegmentRecord:
 
 KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "int | None": (int, type(None)),
-    "str | None": (str, type(None)), "Asked": (dict,), "tuple[SegmentRecord, ...]": (tuple,),
+    "str | None": (str, type(None)), "Asked": (dict,), "dict[str, str]": (dict,), "tuple[SegmentRecord, ...]": (tuple,),
 }  # fmt: skip
 """What JSON gives for the annotations above."""
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention import TokenGrid, routed_attention
 from ..attention.backends import SDPA, Backend
-from ..routing.spec import RoutingSpec
+from ..routing.spec import Pattern, RoutingSpec
 from .config import OasisConfig
 from .layers import Block, Head, rope_table, timestep_embedding
 
@@ -22,6 +22,8 @@ CPU_TOKENS = 1024
 
 Observer = Callable[[int, Tensor, Tensor, TokenGrid], None]
 """Called with the layer, its q and k ``(B, L, N, D)`` and their grid."""
+Decider = Callable[[int, Tensor, Tensor, TokenGrid], tuple[Pattern, ...]]
+"""Called likewise; gives the patterns of the layer's heads."""
 
 
 class DiT(nn.Module):
@@ -98,12 +100,14 @@ class DiT(nn.Module):
         poll: Callable[[], None] | None = None,
         observe: Observer | None = None,
         timestep: Tensor | None = None,
+        decide: Decider | None = None,
     ) -> Tensor:
         """Velocity ``(B, C, t, h, w)`` of a latent of that shape, in its dtype.
 
         ``timestep`` is what the method of that name gives; None: fidelity 0.
         ``poll`` is called before every block; what it raises passes through (this is how a host interrupts).
-        ``observe`` is shown every layer's queries and keys (calibration).
+        ``observe`` is shown every layer's queries and keys (calibration). ``decide`` sees them too, and what it says
+        replaces ``routing``'s patterns in that layer.
         """
         grid = self.grid(z)
         routing.check_fits(self.config.depth, self.config.heads)
@@ -113,7 +117,7 @@ class DiT(nn.Module):
         for layer in range(self.config.depth):
             if poll is not None:
                 poll()
-            rest = (layer, modulation, rope, grid, routing, observe)
+            rest = (layer, modulation, rope, grid, routing, observe, decide)
             x = (
                 checkpoint(self._block, x, *rest, use_reentrant=False)
                 if self.checkpoint_blocks
@@ -133,17 +137,19 @@ class DiT(nn.Module):
         grid: TokenGrid,
         routing: RoutingSpec,
         observe: Observer | None,
+        decide: Decider | None,
     ) -> Tensor:
         """The residual stream ``(B, L, dim)`` after block ``layer``."""
         block = cast(Block, self.blocks[layer])
         if x.device.type == "cpu" and not torch.is_grad_enabled():
             return _block_in_slices(
-                block, x, layer, modulation, rope, self.context, grid, routing, self.attention, observe
+                block, x, layer, modulation, rope, self.context, grid, routing, self.attention, observe, decide
             )
         q, k, v = block.before(x, modulation, rope)
         if observe is not None:
             observe(layer, q, k, grid)
-        attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window, self.attention)
+        patterns = routing.layers[layer] if decide is None else decide(layer, q, k, grid)
+        attended = routed_attention(q, k, v, grid, patterns, routing.window, self.attention)
         return block.after(x, attended, modulation, self.context)
 
 
@@ -158,6 +164,7 @@ def _block_in_slices(
     routing: RoutingSpec,
     attention: Backend,
     observe: Observer | None,
+    decide: Decider | None,
 ) -> Tensor:
     """``DiT._block`` on CPUs, in place: what is done to each token by itself is done to few tokens at a time, which then
     stay in the cache from one operation to the next (half the time at 720p)."""
@@ -167,7 +174,8 @@ def _block_in_slices(
         q[:, s], k[:, s], v[:, s] = block.before(x[:, s], modulation, (rope[0][s], rope[1][s]))
     if observe is not None:
         observe(layer, q, k, grid)
-    attended = routed_attention(q, k, v, grid, routing.layers[layer], routing.window, attention)
+    patterns = routing.layers[layer] if decide is None else decide(layer, q, k, grid)
+    attended = routed_attention(q, k, v, grid, patterns, routing.window, attention)
     for s in slices:
         x[:, s] = block.after(x[:, s], attended[:, s], modulation, context)
     return x

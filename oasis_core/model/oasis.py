@@ -11,7 +11,7 @@ from ..patchify import replicate_first, unshuffle_groups
 from ..routing.spec import RoutingSpec
 from .config import OasisConfig
 from .decoders import PixelDecoder
-from .dit import DiT
+from .dit import Decider, DiT
 
 
 class OasisModel(nn.Module):
@@ -41,15 +41,20 @@ class OasisModel(nn.Module):
         return rearrange(self.project(rearrange(cells, "b c t h w -> b t h w c")), "b t h w c -> b c t h w")
 
     def restore(
-        self, z_l: Tensor, routing: RoutingSpec, poll: Callable[[], None] | None = None, fidelity: float = 0.0
+        self,
+        z_l: Tensor,
+        routing: RoutingSpec,
+        poll: Callable[[], None] | None = None,
+        fidelity: float = 0.0,
+        decide: Decider | None = None,
     ) -> Tensor:
-        """The one step: z_H = z_L - sigma * v(z_L, timestep); shape and dtype of ``z_l``.
+        """The one step: z_H = z_L - sigma * v(z_L, timestep); shape and dtype of ``z_l``. ``decide``: as in ``DiT.forward``.
 
         Raises:
             ValueError: a fidelity that the model cannot be asked for (``OasisConfig.timestep_at``).
         """
         timestep = self.dit.timestep(fidelity, z_l.device)
-        return z_l - self.config.sigma * self.dit(z_l, routing, poll, timestep=timestep)
+        return z_l - self.config.sigma * self.dit(z_l, routing, poll, timestep=timestep, decide=decide)
 
     def decode(self, z_h: Tensor, pixels: Tensor, first: bool = True) -> Tensor:
         """Restored pixels of ``pixels``' shape, not clamped.

@@ -1,5 +1,6 @@
 """Which attention pattern each head uses: the specification, and how it is found."""
 
-from .spec import HeadPattern, RoutingSpec
+from .extent import Extent
+from .spec import HeadPattern, Pattern, RoutingSpec
 
-__all__ = ["HeadPattern", "RoutingSpec"]
+__all__ = ["Extent", "HeadPattern", "Pattern", "RoutingSpec"]

@@ -1,43 +1,95 @@
 """Find each head's pattern: how much of its global attention would localising lose? (paper section 3.2)
 
-Localised attention is global attention restricted to a set S and renormalised, so per query
-KL(local || global) = lse_global - lse_local. Queries are sampled; no L x L matrix is stored.
+Runs a dense model on clips and averages ``divergence.localisation_kl`` over sampled queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..attention import TokenGrid
 from ..model import OasisModel
-from .spec import DEFAULT_WINDOW, HeadPattern, RoutingSpec
+from .divergence import localisation_kl
+from .extent import Extent
+from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, named
+
+CANDIDATES = (HeadPattern.INTRA_FRAME, HeadPattern.WINDOW)
+"""The paper's local patterns."""
+CONFIDENCE = 1.96
+"""Standard errors to each side of a mean that hold the true one in 95 of 100 samples."""
+QUERIES = 256
+"""Queries sampled for each clip and layer where nothing is said: a mean's interval is then about an eighth of the spread
+between queries."""
 
 
-def localisation_kl(
-    q: Tensor, k: Tensor, grid: TokenGrid, window: tuple[int, int, int], queries: Tensor
-) -> dict[HeadPattern, Tensor]:
-    """Mean KL(local || global) of every head over the sampled queries: ``(N,)`` per local pattern, in nats, fp32.
+@dataclass(frozen=True)
+class Divergences:
+    """KL(local || global) of every candidate, layer and head, in nats; on the CPU, fp64."""
 
-    Args:
-        q, k: ``(B, L, N, D)`` as the attention sees them.
-        queries: indices into L.
+    patterns: tuple[Pattern, ...]
+    """The P candidates; global is not among them, its KL being 0."""
+    window: tuple[int, int, int]
+    mean: Tensor
+    """``(P, depth, heads)``: mean over the clips of each clip's mean over queries."""
+    half_width: Tensor
+    """``(P, depth, heads)``: of the 95 % confidence interval of ``mean``. It is about the sampling of queries in these
+    clips (0 where every query was taken), not about other clips."""
+    per_clip: Tensor
+    """``(clips, P, depth, heads)``."""
+    grids: tuple[TokenGrid, ...]
+    """Of each clip."""
+
+    def costs(self) -> tuple[list[int], int]:
+        """Pairs of query and key on all clips: of each candidate, and of global attention. The arithmetic of one head."""
+        extents = [extent_of(p, self.window) for p in self.patterns]
+        sizes = [(g.t, g.h, g.w) for g in self.grids]
+        return [sum(e.pairs(s) for s in sizes) for e in extents], sum(g.length**2 for g in self.grids)
+
+
+def check_dense(routing: RoutingSpec, name: str) -> None:
+    """Raises ValueError, one line, where heads of the model were trained on a part of the tokens.
+
+    ``routing`` is the checkpoint's own.
     """
-    scores = torch.einsum("bqnd,blnd->bnql", q[:, queries].float(), k.float()) * q.shape[-1] ** -0.5
-    keys = torch.arange(grid.length, device=q.device)
-    (qt, qh, qw), (kt, kh, kw) = (
-        (index // grid.frame, index // grid.w % grid.h, index % grid.w) for index in (queries, keys)
-    )
-    same_frame = qt[:, None] == kt[None]
-    near = [(a[:, None] - b[None]).abs() <= e // 2 for a, b, e in zip((qt, qh, qw), (kt, kh, kw), window, strict=True)]
-    masks = {HeadPattern.INTRA_FRAME: same_frame, HeadPattern.WINDOW: near[0] & near[1] & near[2]}
-    lse_global = scores.logsumexp(-1)
-    return {
-        pattern: (lse_global - scores.masked_fill(~mask, float("-inf")).logsumexp(-1)).mean((0, 2))
-        for pattern, mask in masks.items()
-    }
+    if (share := routing.share(HeadPattern.GLOBAL)) < 1:
+        raise ValueError(
+            f"model {name} cannot be calibrated: only {share:.0%} of its heads were trained with global attention, and a "
+            "head trained locally has no trained global attention to compare with; give the dense checkpoint it came from"
+        )
+
+
+def candidate_patterns(patterns: Iterable[Pattern], window: tuple[int, int, int]) -> tuple[Pattern, ...]:
+    """Each once, presets by their name; global, which is always a choice, is left out.
+
+    Raises:
+        ValueError: nothing but global.
+    """
+    found = tuple(dict.fromkeys(named(extent_of(p, window), window) for p in patterns))
+    local = tuple(p for p in found if p is not HeadPattern.GLOBAL)
+    if not local:
+        raise ValueError("calibration got no local pattern; give at least one, such as window or 3xallxall")
+    return local
+
+
+class Sampler:
+    """Draws the same queries for the same seed, layer after layer."""
+
+    def __init__(self, queries: int, seed: int) -> None:
+        """``queries``: how many of each grid, 0 for all. Raises ValueError below 0."""
+        if queries < 0:
+            raise ValueError(f"queries is {queries}; it must be 0 (all) or more")
+        self.queries = queries
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, grid: TokenGrid, device: torch.device) -> Tensor:
+        """Indices into the grid's tokens, none twice."""
+        if not 0 < self.queries < grid.length:
+            return torch.arange(grid.length, device=device)
+        return torch.randperm(grid.length, generator=self._generator)[: self.queries].to(device)
 
 
 @torch.no_grad()
@@ -45,58 +97,51 @@ def measure(
     model: OasisModel,
     clips: Iterable[Tensor],
     window: tuple[int, int, int] = DEFAULT_WINDOW,
-    queries: int = 256,
+    queries: int = QUERIES,
     seed: int = 0,
-) -> dict[HeadPattern, Tensor]:
-    """Mean KL of every layer and head over ``clips``, run dense: ``(depth, heads)`` per local pattern, on the CPU.
+    patterns: Sequence[Pattern] = CANDIDATES,
+    fidelity: float = 0.0,
+    poll: Callable[[], None] | None = None,
+) -> Divergences:
+    """Mean KL of every candidate, layer and head over ``clips``, run dense.
 
     Args:
-        model: one that was trained dense; a head trained locally has no trained global attention to compare with.
-        clips: low-quality pixels ``(B, 3, T, H, W)`` on the target grid, in [-1, 1].
-        queries: sampled queries per clip and layer.
+        model: one that was trained dense (``check_dense``).
+        clips: low-quality pixels ``(B, 3, T, H, W)`` on the target grid, in [-1, 1]; each is one chunk.
+        queries: sampled queries per clip and layer; 0: all.
+        patterns: candidates; global is always one.
+        fidelity: what the model is asked for meanwhile.
+        poll: called before every block; what it raises passes through.
+
+    Raises:
+        ValueError: no clips, no local candidate, or attention scores that are not finite.
     """
     config = model.config
+    candidates = candidate_patterns(patterns, window)
+    extents: list[Extent] = [extent_of(p, window) for p in candidates]
     dense = RoutingSpec.uniform(config.depth, config.heads, HeadPattern.GLOBAL, window)
-    sums = {p: torch.zeros(config.depth, config.heads) for p in (HeadPattern.INTRA_FRAME, HeadPattern.WINDOW)}
-    generator = torch.Generator().manual_seed(seed)
-    count = 0
-
-    def observe(layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> None:
-        chosen = torch.randperm(grid.length, generator=generator)[:queries].to(q.device)
-        for pattern, kl in localisation_kl(q, k, grid, window, chosen).items():
-            sums[pattern][layer] += kl.cpu()
-
+    sampler = Sampler(queries, seed)
+    means, variances, grids = [], [], []
     for clip in clips:
-        model.dit(model.encode(clip), dense, observe=observe)
-        count += 1
-    if not count:
+        mean = torch.zeros(len(candidates), config.depth, config.heads, dtype=torch.float64)
+        variance = torch.zeros_like(mean)
+
+        def observe(layer: int, q: Tensor, k: Tensor, grid: TokenGrid, m: Tensor = mean, v: Tensor = variance) -> None:
+            chosen = sampler.draw(grid, q.device)
+            kl = localisation_kl(q, k, grid, extents, chosen).double().flatten(1, 2)  # (P, B * S, N)
+            m[:, layer] = kl.mean(1).cpu()
+            left = 1 - len(chosen) / grid.length  # of a finite population
+            v[:, layer] = (kl.var(1) * left / kl.shape[1]).cpu() if left else 0.0
+
+        z = model.encode(clip.to(model.project.weight))
+        model.dit(z, dense, poll, observe, timestep=model.dit.timestep(fidelity, z.device))
+        means.append(mean)
+        variances.append(variance)
+        grids.append(model.dit.grid(z))
+    if not means:
         raise ValueError("calibration got no clips; give at least one")
-    return {pattern: total / count for pattern, total in sums.items()}
-
-
-def assign(
-    kl: dict[HeadPattern, Tensor],
-    global_share: float,
-    intra_frame_share: float,
-    window: tuple[int, int, int] = DEFAULT_WINDOW,
-) -> RoutingSpec:
-    """Give the dear patterns to the heads that lose most without them.
-
-    The heads with the largest min(KL intra-frame, KL window) stay global, up to ``global_share`` of all; of the rest,
-    those that gain most from intra-frame over window become intra-frame, up to ``intra_frame_share``; the others
-    window.
-    """
-    intra, near = kl[HeadPattern.INTRA_FRAME].flatten(), kl[HeadPattern.WINDOW].flatten()
-    heads = intra.numel()
-    pattern = [HeadPattern.WINDOW] * heads
-    by_loss = torch.minimum(intra, near).argsort(descending=True).tolist()
-    chosen = by_loss[: round(global_share * heads)]
-    for i in chosen:
-        pattern[i] = HeadPattern.GLOBAL
-    rest = by_loss[len(chosen) :]
-    rest.sort(key=lambda i: float(near[i] - intra[i]), reverse=True)
-    for i in rest[: round(intra_frame_share * heads)]:
-        if near[i] > intra[i]:
-            pattern[i] = HeadPattern.INTRA_FRAME
-    width = kl[HeadPattern.WINDOW].shape[1]
-    return RoutingSpec(tuple(tuple(pattern[i : i + width]) for i in range(0, heads, width)), window)
+    per_clip = torch.stack(means)
+    if not per_clip.isfinite().all():
+        raise ValueError("calibration met attention scores that are not finite; use a dtype of more range (fp32, bf16)")
+    half_width = CONFIDENCE * torch.stack(variances).nan_to_num().sum(0).sqrt() / len(means)
+    return Divergences(candidates, window, per_clip.mean(0), half_width, per_clip, tuple(grids))

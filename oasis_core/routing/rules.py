@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from .spec import HeadPattern, RoutingSpec
+from .spec import Pattern, RoutingSpec, parse_pattern
 
 EXAMPLE = '"0-5: window; 6: 0-3 global"'
 _SPAN = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
-_PATTERNS = {p.value: p for p in HeadPattern}
 
 
 def apply_rules(routing: RoutingSpec, rules: str) -> RoutingSpec:
@@ -17,7 +16,8 @@ def apply_rules(routing: RoutingSpec, rules: str) -> RoutingSpec:
 
     Args:
         rules: ``LAYERS: CHANGES`` separated by semicolons or line ends; LAYERS is a number, a span ``a-b`` or ``all``;
-            CHANGES are separated by commas, each a pattern (all heads) or ``HEADS pattern``, HEADS a number or a span.
+            CHANGES are separated by commas, each a pattern (all heads) or ``HEADS pattern``, HEADS a number or a span; a
+            pattern is global, intra-frame, window or an extent such as 3x7x7 or 3xallxall.
             Numbers start at 0. An empty text changes nothing.
 
     Raises:
@@ -38,14 +38,13 @@ def apply_rules(routing: RoutingSpec, rules: str) -> RoutingSpec:
     return replace(routing, layers=tuple(tuple(layer) for layer in layers))
 
 
-def _change(text: str, rule: str, heads: int) -> tuple[range, HeadPattern]:
+def _change(text: str, rule: str, heads: int) -> tuple[range, Pattern]:
     words = text.split()
-    name = words[-1].lower() if words else ""
-    if name not in _PATTERNS:
-        raise ValueError(
-            f"routing rule {rule.strip()!r} names the pattern {name!r}; known patterns: {', '.join(_PATTERNS)}"
-        )
-    return _span(" ".join(words[:-1]) or "all", rule, "head", heads), _PATTERNS[name]
+    try:
+        pattern = parse_pattern(words[-1].lower() if words else "")
+    except ValueError as e:
+        raise ValueError(f"routing rule {rule.strip()!r} names the pattern {e}") from None
+    return _span(" ".join(words[:-1]) or "all", rule, "head", heads), pattern
 
 
 def _span(text: str, rule: str, what: str, count: int) -> range:

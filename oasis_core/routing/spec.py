@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from .extent import EXAMPLES, Extent
+
 FORMAT = "oasis-routing"
 VERSION = 1
 DEFAULT_WINDOW = (3, 5, 5)
@@ -28,18 +30,62 @@ class HeadPattern(str, Enum):
     """The sliding neighbourhood of ``RoutingSpec.window`` around the query, truncated at the borders."""
 
 
+Pattern = HeadPattern | Extent
+"""A preset, or an extent of the head's own."""
+
+
+def extent_of(pattern: Pattern, window: tuple[int, int, int]) -> Extent:
+    """What a head of that pattern sees, ``window`` being the routing's."""
+    if isinstance(pattern, Extent):
+        return pattern
+    return {
+        HeadPattern.GLOBAL: Extent(None, None, None),
+        HeadPattern.INTRA_FRAME: Extent(1, None, None),
+        HeadPattern.WINDOW: Extent(*window),
+    }[pattern]
+
+
+def named(extent: Extent, window: tuple[int, int, int]) -> Pattern:
+    """The preset that the extent is, else itself."""
+    return next((p for p in HeadPattern if extent_of(p, window) == extent), extent)
+
+
+def pattern_text(pattern: Pattern) -> str:
+    """``global``, ``intra-frame``, ``window``, or an extent such as ``3x7x7``."""
+    return pattern.value if isinstance(pattern, HeadPattern) else str(pattern)
+
+
+def parse_pattern(text: object) -> Pattern:
+    """What ``pattern_text`` gave. Raises ValueError, one line, with the patterns there are."""
+    try:
+        return HeadPattern(text) if text in [p.value for p in HeadPattern] else Extent.parse(str(text))
+    except ValueError:
+        known = ", ".join(p.value for p in HeadPattern)
+        got = textwrap.shorten(repr(text), 60, placeholder="...")
+        raise ValueError(f"{got}; known patterns: {known}, or an extent such as {EXAMPLES}") from None
+
+
+def parse_patterns(text: str) -> tuple[Pattern, ...]:
+    """Patterns by commas. Raises ValueError, one line."""
+    try:
+        return tuple(parse_pattern(word.strip().lower()) for word in text.split(","))
+    except ValueError as e:
+        raise ValueError(f"pattern is {e}") from None
+
+
 @dataclass(frozen=True)
 class RoutingSpec:
     """Pattern of every head of every layer.
 
-    ``layers[i][n]`` is the pattern of head n in block i; every layer has the same number of heads.
+    ``layers[i][n]`` is the pattern of head n in block i; every layer has the same number of heads. An extent that is a
+    preset's becomes that preset, so that routings that do the same are equal.
     ``window`` is (t, h, w) in tokens, each extent odd: a query sees ``extent // 2`` tokens to each side.
 
     Raises:
         ValueError: no layers, ragged layers, or an extent that is even or below 1.
     """
 
-    layers: tuple[tuple[HeadPattern, ...], ...]
+    layers: tuple[tuple[Pattern, ...], ...]
     window: tuple[int, int, int] = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
@@ -52,6 +98,9 @@ class RoutingSpec:
             raise ValueError(
                 f"routing window is {self.window!r}; it needs three odd whole numbers (t, h, w), such as [3, 5, 5]"
             )
+        presets = {extent_of(p, self.window): p for p in HeadPattern}
+        layers = tuple(tuple(presets.get(p, p) if isinstance(p, Extent) else p for p in layer) for layer in self.layers)
+        object.__setattr__(self, "layers", layers)
 
     @property
     def depth(self) -> int:
@@ -61,13 +110,30 @@ class RoutingSpec:
     def heads(self) -> int:
         return len(self.layers[0])
 
-    def heads_of(self, layer: int, pattern: HeadPattern) -> tuple[int, ...]:
-        """Indices of the heads of ``layer`` that use ``pattern``, ascending."""
-        return tuple(n for n, p in enumerate(self.layers[layer]) if p is pattern)
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Those that heads use: the presets, then extents by their text."""
+        used = {p for layer in self.layers for p in layer}
+        own = sorted((p for p in used if isinstance(p, Extent)), key=str)
+        return (*(p for p in HeadPattern if p in used), *own)
 
-    def share(self, pattern: HeadPattern) -> float:
+    def heads_of(self, layer: int, pattern: Pattern) -> tuple[int, ...]:
+        """Indices of the heads of ``layer`` that use ``pattern``, ascending."""
+        return tuple(n for n, p in enumerate(self.layers[layer]) if p == pattern)
+
+    def share(self, pattern: Pattern) -> float:
         """Share of all heads that use ``pattern``, 0 to 1."""
         return sum(layer.count(pattern) for layer in self.layers) / (self.depth * self.heads)
+
+    def shares(self) -> str:
+        """All of them in words: ``4% global, 96% window``; the presets always, extents where there are any."""
+        own = [p for p in self.patterns if isinstance(p, Extent)]
+        return ", ".join(f"{self.share(p):.0%} {pattern_text(p)}" for p in (*HeadPattern, *own))
+
+    def cost(self, sizes: tuple[int, int, int]) -> float:
+        """Arithmetic of the attention against all heads global, 0 to 1, on a token grid of those sides (t, h, w)."""
+        pairs = sum(extent_of(p, self.window).pairs(sizes) for layer in self.layers for p in layer)
+        return pairs / (self.depth * self.heads * (sizes[0] * sizes[1] * sizes[2]) ** 2)
 
     def check_fits(self, depth: int, heads: int) -> None:
         """Raise ValueError unless this routing has ``depth`` layers of ``heads`` heads."""
@@ -79,7 +145,7 @@ class RoutingSpec:
 
     @classmethod
     def uniform(
-        cls, depth: int, heads: int, pattern: HeadPattern, window: tuple[int, int, int] = DEFAULT_WINDOW
+        cls, depth: int, heads: int, pattern: Pattern, window: tuple[int, int, int] = DEFAULT_WINDOW
     ) -> RoutingSpec:
         """Every head of every layer uses ``pattern``."""
         return cls(layers=((pattern,) * heads,) * depth, window=window)
@@ -120,7 +186,7 @@ class RoutingSpec:
                 "format": FORMAT,
                 "version": VERSION,
                 "window": list(self.window),
-                "layers": [[p.value for p in layer] for layer in self.layers],
+                "layers": [[pattern_text(p) for p in layer] for layer in self.layers],
             }
         )
 
@@ -159,9 +225,8 @@ class RoutingSpec:
             raise ValueError(f"routing file {path}: {textwrap.shorten(str(e), 500, placeholder='...')}") from None
 
 
-def _pattern(value: object, layer: int) -> HeadPattern:
+def _pattern(value: object, layer: int) -> Pattern:
     try:
-        return HeadPattern(value)
-    except ValueError:
-        known = ", ".join(p.value for p in HeadPattern)
-        raise ValueError(f"routing layer {layer} names the pattern {value!r}; known patterns: {known}") from None
+        return parse_pattern(value)
+    except ValueError as e:
+        raise ValueError(f"routing layer {layer} names the pattern {e}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import logging
 import time
 from pathlib import Path
@@ -15,7 +14,9 @@ from einops import rearrange
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..checkpoints.metadata import Metadata
 from ..model import OasisModel
-from ..routing.calibration import assign, measure
+from ..routing.assignment import assign_by_shares
+from ..routing.calibrated import CalibratedRouting, cost_on, kl_table
+from ..routing.calibration import measure
 from ..routing.spec import HeadPattern, RoutingSpec
 from .config import TrainConfig
 from .feed import Batch, Feed
@@ -130,10 +131,17 @@ def calibrate(config: TrainConfig, state: TrainState, batch: Batch, group: Group
     """
     if group.leads:
         clips = upsample(batch.lr, batch.hr.shape[-1]).split(1)
-        kl = measure(state.averaged_model(), clips, config.routing.window)
-        state.routing = assign(kl, config.routing.global_share, config.routing.intra_frame_share, config.routing.window)
-        record = {"routing": json.loads(state.routing.to_json()), "kl": {p.value: v.tolist() for p, v in kl.items()}}
-        (Path(config.out) / "routing.json").write_text(json.dumps(record), encoding="utf-8")
+        found = measure(state.averaged_model(), clips, config.routing.window)
+        state.routing = assign_by_shares(found, config.routing.global_share, config.routing.intra_frame_share)
+        shares = {"global": config.routing.global_share, "intra-frame": config.routing.intra_frame_share}
+        about = {
+            "model": config.model.name,
+            "clips": [{"name": f"training clip {i}", "tokens": [g.t, g.h, g.w]} for i, g in enumerate(found.grids)],
+            "rule": {"shares": shares},
+            "attention_cost": cost_on(state.routing, found),
+        }
+        record = CalibratedRouting(state.routing, kl_table(found), about)
+        (Path(config.out) / "routing.json").write_text(record.to_json(), encoding="utf-8")
         for pattern in HeadPattern:
             log.info("routing: %.1f %% of heads %s", 100 * state.routing.share(pattern), pattern.value)
     state.routing = RoutingSpec.from_json(group.share(state.routing.to_json()))

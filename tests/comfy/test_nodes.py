@@ -23,7 +23,10 @@ from oasis_core.routing.spec import HeadPattern, RoutingSpec
 
 pytestmark = pytest.mark.comfy
 
-NODES = ("OasisLoadModel", "OasisHeadRouting", "OasisUpscale", "OasisUpscaleVideo", "OasisColorCorrect", "OasisCompare")
+NODES = (
+    "OasisLoadModel", "OasisHeadRouting", "OasisUpscale", "OasisUpscaleVideo", "OasisColorCorrect", "OasisCompare",
+    "OasisCalibrateRouting", "OasisRoutingMap", "OasisAutoRouting",
+)  # fmt: skip
 MODEL = {"class_type": "OasisLoadModel", "inputs": {"model_name": "random.safetensors", "dtype": "fp32"}}
 SETTINGS = {"scale": 2.5, "width": 0, "height": 0, "color": "wavelet", "chunk_frames": 4, "tile": 0}
 TOLERANCE = 1.01 / 255

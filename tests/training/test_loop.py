@@ -15,6 +15,7 @@ from torch import Tensor
 from oasis_core.checkpoints import load_checkpoint
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.routing import HeadPattern
+from oasis_core.routing.calibrated import read_calibrated
 from oasis_core.training import loop, losses, trainer, validation
 from oasis_core.training.config import LossWeights, RoutingBudget, StageConfig, TrainConfig, load_config
 from oasis_core.training.discriminator import UNetDiscriminator
@@ -79,8 +80,9 @@ def test_heads_are_specialised_within_the_budget(data: Path, tmp_path: Path) -> 
     routing = load_checkpoint(loop.train(config(data, tmp_path / "out"), CPU)).routing
     assert routing.share(HeadPattern.GLOBAL) == 0.25
     assert routing.share(HeadPattern.INTRA_FRAME) <= 0.25
-    record = json.loads((tmp_path / "out" / "routing.json").read_text())
-    assert len(record["kl"]["window"]) == MODEL.depth
+    record = read_calibrated(tmp_path / "out" / "routing.json")
+    assert record.routing == routing
+    assert len(record.kl.mean[0]) == MODEL.depth
 
 
 def test_a_state_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""``oasis routing``: a routing as a picture, and what a head looks at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoints import load_checkpoint, resolve
+from ..checkpoints.read import read_metadata
+from ..pipeline import Upscaler, UpscaleSettings
+from ..routing.attention_map import attention_map, attention_picture
+from ..routing.picture import GRID, NamedRouting, named_routing, routing_picture, routing_text
+from ..routing.spec import RoutingSpec
+from ..video_io import VideoReader
+from .device import choose_device, choose_dtype
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("routing", help="show a head routing, or what a head looks at")
+    actions = parser.add_subparsers(dest="action", required=True)
+    show = actions.add_parser("show", help="layers x heads: patterns, KL, shares, cost; two side by side")
+    show.add_argument("routing", help="routing file (.json), checkpoint, or name of an embedded model")
+    show.add_argument("other", nargs="?", help="another one to compare with")
+    show.add_argument("-o", "--output", type=Path, metavar="PNG", help="write a picture there")
+    show.add_argument(
+        "--grid",
+        help=f"tokens TxHxW that the cost is told for (default: the calibration's, else {'x'.join(map(str, GRID))})",
+    )
+    show.set_defaults(run=run_show)
+    attention = actions.add_parser("attention", help="what a head looks at from one token, drawn on the frames")
+    attention.add_argument("model", help="checkpoint file, or the name of an embedded model")
+    attention.add_argument("clip", type=Path, help="low-quality video or folder of images; its first chunk is taken")
+    attention.add_argument("-o", "--output", type=Path, metavar="PNG", required=True, help="picture to write")
+    attention.add_argument("--layer", type=int, default=0, help="from 0 (default 0)")
+    attention.add_argument("--head", type=int, default=0, help="from 0 (default 0)")
+    for name, axis in (("--time", "the chunk's time"), ("--y", "the height"), ("--x", "the width")):
+        attention.add_argument(
+            name, type=float, default=0.5, help=f"place of the token in {axis}, 0 to 1 (default 0.5)"
+        )
+    attention.add_argument("--routing", type=Path, help="head routing as JSON, instead of the checkpoint's")
+    attention.add_argument("--scale", type=float, default=4.0, help="factor, 1 to 4 (default 4)")
+    attention.add_argument(
+        "--chunk", type=int, default=UpscaleSettings.chunk_frames, help="frames at once (default 16)"
+    )
+    attention.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    attention.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    attention.set_defaults(run=run_attention)
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Print the routing, and write the picture where one is asked for."""
+    _check_png(args.output)
+    shown = [read_named(name) for name in (args.routing, args.other) if name is not None]
+    if args.grid is not None:
+        shown = [replace(s, sizes=parse_grid(args.grid)) for s in shown]
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(routing_text(shown, color))
+    if args.output is not None:
+        routing_picture(shown).save(args.output)
+    return 0
+
+
+def run_attention(args: argparse.Namespace) -> int:
+    """Write the picture; prints one line."""
+    _check_png(args.output)
+    reader = VideoReader(args.clip)
+    reader.check_progressive()
+    device = choose_device(args.device)
+    checkpoint = load_checkpoint(resolve(args.model), device, choose_dtype(args.dtype, device))
+    routing = checkpoint.routing if args.routing is None else RoutingSpec.from_file(args.routing)
+    upscaler = Upscaler(checkpoint.model, routing, UpscaleSettings(scale=args.scale, chunk_frames=args.chunk))
+    frames = (frame.rgb for frame in reader)
+    found = attention_map(upscaler, frames, args.layer, args.head, at=args.time, y=args.y, x=args.x)
+    attention_picture(found).save(args.output)
+    t, h, w = found.weights.shape
+    own = float(found.weights[found.token[0]].sum())
+    print(
+        f"{args.output}: token {found.token} of {t}x{h}x{w}, {found.pattern}; {own:.1%} of its attention in its own frame"
+    )
+    return 0
+
+
+def read_named(name: str) -> NamedRouting:
+    """A routing as a user names it. Raises FileNotFoundError or ValueError, one line."""
+    path = Path(name)
+    if path.suffix.lower() != ".json":
+        return NamedRouting(path.stem, read_metadata(resolve(name)).routing)
+    RoutingSpec.from_file(path)
+    try:
+        return named_routing(path.name, path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"routing file {path}: {e}") from None
+
+
+def parse_grid(text: str) -> tuple[int, int, int]:
+    """Sides of ``16x45x80``. Raises ValueError for anything else."""
+    words = text.lower().split("x")
+    if len(words) != 3 or not all(w.isascii() and w.isdigit() and 0 < len(w) < 6 and int(w) for w in words):
+        raise ValueError(f"token grid is {text[:40]!r}; give frames x rows x columns, such as 16x45x80")
+    return int(words[0]), int(words[1]), int(words[2])
+
+
+def _check_png(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"picture is {path.name!r}; give a name that ends in .png")
+    if not path.parent.is_dir():
+        raise OSError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")

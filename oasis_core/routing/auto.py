@@ -1,0 +1,144 @@
+"""Routing that is decided while a clip runs: by what its own heads would lose, on the first chunk of each shot.
+
+Layer by layer within the one forward pass: the layer's queries and keys are there, a few of the queries are sampled, each
+head gets its pattern, and the layer runs with it. So the first chunk is made with the very routing that the rest of its shot
+gets, and no extra pass is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attention import TokenGrid
+from .assignment import cheapest_under
+from .budget import cheapest_within
+from .calibration import CANDIDATES, Sampler, candidate_patterns
+from .divergence import localisation_kl
+from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, pattern_text
+
+NAME = "auto"
+EXAMPLES = f"{NAME}, {NAME}:threshold=0.5 (nats a head may lose) or {NAME}:budget=0.35 (attention against dense)"
+QUERIES = 128
+"""Queries sampled for each layer."""
+
+
+@dataclass(frozen=True)
+class AutoRouting:
+    """How a routing is decided.
+
+    Raises:
+        ValueError: a rule or value that makes no sense, or no local candidate.
+    """
+
+    rule: str = "threshold"
+    """threshold: each head gets the cheapest pattern that loses at most ``value`` nats; budget: each layer the least loss at
+    the share ``value`` of its dense attention's arithmetic, solved exactly (more where even the cheapest pattern costs more,
+    as in a shot of one frame)."""
+    value: float = 0.5
+    window: tuple[int, int, int] = DEFAULT_WINDOW
+    patterns: tuple[Pattern, ...] = CANDIDATES
+    queries: int = QUERIES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        allowed = {"threshold": "0 or more", "budget": "above 0 and at most 1"}
+        if self.rule not in allowed:
+            raise ValueError(f"automatic routing's rule is {self.rule!r}; allowed: {', '.join(allowed)}")
+        good = self.value >= 0 if self.rule == "threshold" else 0 < self.value <= 1
+        if not (math.isfinite(self.value) and good):
+            raise ValueError(f"automatic routing's {self.rule} is {self.value}; it must be {allowed[self.rule]}")
+        object.__setattr__(self, "patterns", candidate_patterns(self.patterns, self.window))
+        Sampler(self.queries, self.seed)
+
+    @classmethod
+    def parse(cls, text: str, window: tuple[int, int, int]) -> AutoRouting:
+        """Of ``auto``, ``auto:threshold=0.5``, ``auto:budget=0.35``. Raises ValueError, one line."""
+        name, _, rest = text.partition(":")
+        rule, _, number = rest.partition("=")
+        try:
+            if name != NAME or (text != NAME and not number):
+                raise ValueError
+            value = float(number) if number else cls.value
+        except ValueError:
+            raise ValueError(f"routing is {text!r}; give a file, {EXAMPLES}") from None
+        return cls(rule or cls.rule, value, window)
+
+    def to_json(self) -> str:
+        """For fingerprints: everything that decisions depend on beside model and clip."""
+        patterns = [pattern_text(p) for p in self.patterns]
+        facts = [self.rule, self.value, list(self.window), patterns, self.queries, self.seed]
+        return json.dumps({"format": "oasis-routing-auto", "version": 1, "decides": facts})
+
+    def dense(self, depth: int, heads: int) -> RoutingSpec:
+        """What the model runs before anything is decided."""
+        return RoutingSpec.uniform(depth, heads, HeadPattern.GLOBAL, self.window)
+
+
+class Deciding:
+    """Decides in one forward pass (``DiT.forward``'s ``decide``)."""
+
+    def __init__(self, auto: AutoRouting) -> None:
+        self._auto, self._layers = auto, list[tuple[Pattern, ...]]()
+        self._sampler = Sampler(auto.queries, auto.seed)
+        self._chosen: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> tuple[Pattern, ...]:
+        """Patterns of the layer's heads. Raises ValueError for scores that are not finite, or too small a budget."""
+        auto, sizes = self._auto, (grid.t, grid.h, grid.w)
+        if self._chosen is None:
+            self._chosen = self._sampler.draw(grid, q.device)  # the same in all layers: one index, little to make
+        extents = [extent_of(p, auto.window) for p in auto.patterns]
+        kl = localisation_kl(q, k, grid, extents, self._chosen).double().mean((1, 2)).cpu().numpy()  # (P, N)
+        if not np.isfinite(kl).all():
+            raise ValueError("automatic routing met attention scores that are not finite; use a dtype of more range")
+        loss = np.maximum(np.concatenate([np.zeros((1, kl.shape[1])), kl]).T, 0)
+        cost = np.array([grid.length**2, *(e.pairs(sizes) for e in extents)], np.int64)
+        if auto.rule == "threshold":
+            choice = cheapest_under(loss, cost, auto.value)
+        else:
+            budget = max(int(auto.value * grid.length**2 * len(loss)), int(cost.min()) * len(loss))
+            choice = cheapest_within(loss, cost, budget)
+        options = (HeadPattern.GLOBAL, *auto.patterns)
+        self._layers.append(tuple(options[i] for i in choice))
+        return self._layers[-1]
+
+    def routing(self) -> RoutingSpec:
+        """What was decided, after the pass."""
+        return RoutingSpec(tuple(self._layers), self._auto.window)
+
+
+class ShotRoutings:
+    """The decisions of one clip, shot by shot."""
+
+    def __init__(self, auto: AutoRouting) -> None:
+        self.auto = auto
+        self._known: dict[int, RoutingSpec] = {}
+        self._keep: Callable[[int, RoutingSpec], None] | None = None
+
+    def to_json(self) -> str:
+        return self.auto.to_json()
+
+    def keep_in(self, known: Mapping[int, RoutingSpec], keep: Callable[[int, RoutingSpec], None]) -> None:
+        """Begin with the decisions of an earlier attempt; ``keep`` is told of each new one, before it is used again."""
+        self._known, self._keep = dict(known), keep
+
+    def forget(self) -> None:
+        """Another clip begins."""
+        self._known, self._keep = {}, None
+
+    def of(self, shot: int) -> RoutingSpec | None:
+        """Of the shot that begins with that frame; None: not decided yet."""
+        return self._known.get(shot)
+
+    def decide(self, shot: int, routing: RoutingSpec) -> None:
+        self._known[shot] = routing
+        if self._keep is not None:
+            self._keep(shot, routing)
