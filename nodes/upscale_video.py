@@ -9,10 +9,12 @@ import folder_paths
 from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 
+from ..oasis_core.jobs.begin_and_end import what_is_asked
 from ..oasis_core.jobs.estimate import clip_facts
+from ..oasis_core.jobs.fingerprint import hash_model
 from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.video_io import Deinterlace, VideoReader, WriterSettings
-from ..oasis_core.video_job import JobSettings, upscale_video, what_is_asked
+from ..oasis_core.video_job import JobSettings, upscale_video
 from .bar import Bar
 from .model_handle import ModelHandle, OasisModelType
 from .settings import setting_inputs, settings_of
@@ -96,7 +98,7 @@ class OasisUpscaleVideo(io.ComfyNode):
         )
         job = JobSettings()
         model.load(upscaler, info.about or upscaler.settings.chunk_frames, info.height, info.width)
-        asked = what_is_asked(reader, upscaler, writer, job)
+        asked = what_is_asked(reader, upscaler, writer, hash_model(upscaler.model), job.segment_frames)
         target, subfolder, waiting = target_file(filename_prefix, codec, geometry.out_w, geometry.out_h, asked)
         bar = Bar(info.about, facts, cls.hidden.unique_id)
         notes = workflow_notes(cls.hidden.prompt, cls.hidden.extra_pnginfo)
