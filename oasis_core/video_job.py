@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,17 +24,13 @@ from .jobs.remembered import free_memory_mib, recall, remember
 from .jobs.segment_files import Ready, SegmentFiles
 from .jobs.segments import ends_segment
 from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
+from .jobs.stamps import READ_AHEAD, WRITE_BEHIND, noting_stamps
 from .pipeline import Poll, Upscaler
 from .plan import Position
 from .progress import Progress, Tally
-from .video_io import Frame, KnownFrame, VideoReader, WriterSettings
+from .video_io import KnownFrame, VideoReader, WriterSettings
 
 log = logging.getLogger(__name__)
-
-READ_AHEAD = 4
-"""Input frames that wait for the model."""
-WRITE_BEHIND = 2
-"""Output frames that wait for the encoder; four times enlarged they are 16 times larger."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ class _Work:
                 ReadAhead(self.reader.frames(first, known), READ_AHEAD) as ahead,
                 WriteBehind(files.consume, WRITE_BEHIND) as behind,
             ):
-                frames = _noting_stamps(ahead, stamps, start.frame - first)
+                frames = noting_stamps(ahead, stamps, start.frame - first)
                 try:
                     behind.put(self._feed(frames, stamps, start, behind))
                 finally:
@@ -210,11 +206,3 @@ class _Work:
                 return Border(Position(at, part.position.shot), exact=self.reader.exact)
         check_input(self.reader, self.folder.manifest.asked)
         return Border(Position(at, at), True, self.reader.problem, self.reader.end, self.reader.exact)
-
-
-def _noting_stamps(frames: Iterable[Frame], stamps: deque[tuple[int, int]], skip: int) -> Iterator[Tensor]:
-    """The pictures; time stamps and checksums of all but the first ``skip`` go to ``stamps``."""
-    for number, frame in enumerate(frames):
-        if number >= skip:
-            stamps.append((frame.pts, frame.checksum))
-        yield frame.rgb
