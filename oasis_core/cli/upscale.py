@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,29 +20,9 @@ from ..routing.spec import RoutingSpec
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
+from . import on_ray
 from .device import choose_device, choose_dtype
-
-INCOMPLETE = 2
-"""Exit code where the input broke off: what could be decoded was upscaled."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file's work; the defaults are the command's."""
-
-    source: Path
-    target: Path
-    settings: UpscaleSettings = UpscaleSettings()
-    writer: WriterSettings = WriterSettings()
-    model: str = EMBEDDED
-    routing: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    fps: Fraction | None = None
-    deinterlace: Deinterlace | None = None
-    keep: JobSettings = JobSettings()
-    attention: str = "auto"
-    compile: bool = False
+from .job import INCOMPLETE, Job
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,6 +71,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--segment", type=int, default=120, help="frames after which finished work is kept for --resume (default 120)"
     )
+    on_ray.add(parser)
     parser.set_defaults(run=run)
 
 
@@ -113,9 +92,12 @@ def run(args: argparse.Namespace) -> int:
         args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep,
         args.attention, args.compile,
     )  # fmt: skip
+    on_ray.check(args.engine, args.address, args.workers)
     if args.plan:
         print(plan(job))
         return 0
+    if args.engine == on_ray.ENGINE:
+        return on_ray.run(job, args.address, args.workers)
     done = upscale(job)
     print(f"{args.output}: {done}")
     if done.problem:

@@ -39,21 +39,21 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(tmp_path_factory.mktemp("clip") / "in.mkv", 0)
 
 
-def make_clip(path: Path, seed: int) -> Path:
-    """64x64, ``FRAMES`` long."""
+def make_clip(path: Path, seed: int, frames: int = FRAMES) -> Path:
+    """64x64."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8).repeat(16, 0).repeat(16, 1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"g": "10", "bf": "2", "x264-params": "scenecut=0"})
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream("aac", rate=48000, layout="mono")
-        for i in range(FRAMES):
+        for i in range(frames):
             picture = np.roll(noise if i < CUT else 255 - noise.transpose(1, 0, 2), i, 0)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = 40 * i + 7 * (i % 3), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-        for start in range(0, FRAMES * 1920, 1024):
+        for start in range(0, frames * 1920, 1024):
             tone = (np.sin(np.arange(start, start + 1024) / 20) * 8000).astype(np.int16)[None]
             heard = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
             heard.sample_rate, heard.pts, heard.time_base = 48000, start, Fraction(1, 48000)
