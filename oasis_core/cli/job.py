@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..checkpoints import EMBEDDED
 from ..pipeline import UpscaleSettings
 from ..video_io import Deinterlace, WriterSettings
-from ..video_job import JobSettings
+from ..video_job import Done, JobSettings
 
 INCOMPLETE = 2
 """Exit code where the input broke off: what could be decoded was upscaled."""
@@ -32,3 +33,12 @@ class Job:
     keep: JobSettings = JobSettings()
     attention: str = "auto"
     compile: bool = False
+
+
+def tell(target: Path, done: Done) -> int:
+    """Print what a job came to; returns the exit code."""
+    print(f"{target}: {done}")
+    if done.problem:
+        print(f"oasis: {done.problem}", file=sys.stderr)
+        return INCOMPLETE
+    return 0

@@ -168,7 +168,7 @@ class _Run:
             except (OSError, ValueError) as e:
                 if len(requests) == 1:
                     raise
-                self.results[number] = Result(request, None, _line(e))
+                self.results[number] = Result(request, None, f"{request.source.path.name}: {_line(e)}")
                 continue
             self.films[number] = film
 
@@ -281,7 +281,7 @@ def _result(request: FilmRequest, joined: Future[Done]) -> Result:
     try:
         return Result(request, joined.result(), None)
     except (OSError, ValueError) as e:
-        return Result(request, None, _line(e))
+        return Result(request, None, f"{request.source.path.name}: {_line(e)}")
 
 
 def _line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,15 +51,16 @@ def on_ray(
     )  # fmt: skip
 
 
-def processes_of(text: str) -> list[int]:
-    """Processes (Linux) whose command line or title holds ``text``."""
-    found = []
+def ray_processes() -> set[int]:
+    """Numbers of Ray's processes (Linux)."""
+    found = set()
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            if text in (place / "cmdline").read_bytes().decode(errors="replace") and int(place.name) != os.getpid():
-                found.append(int(place.name))
+            line = (place / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
+        if "ray::" in line or "site-packages/ray/" in line:
+            found.add(int(place.name))
     return found
 
 
@@ -230,6 +232,36 @@ def test_a_slow_worker_delays_nothing(tmp_path: Path, clip: Path, model: Path, w
     assert all(task.startswith("frames ") for task in tasks)
 
 
+# Many files.
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_batch_keeps_workers_busy_across_files(tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
+    films, out = [clip, *(make_clip(tmp_path / f"{seed}.mkv", seed, 40) for seed in (3, 4))], tmp_path / "out"
+    (tmp_path / "bad.mkv").write_text("no video")
+    out.mkdir()
+    states: list[list[WorkerState]] = []
+
+    class Steady(SegmentWorker):
+        def _make(self, order: Order) -> Outcome:
+            time.sleep(0.6)
+            return super()._make(order)
+
+    results = on_ray([*films[:2], tmp_path / "bad.mkv", films[2]], out, model, Steady, states=states)
+    assert [r.error is None for r in results] == [True, True, False, True]
+    assert results[2].error is not None
+    assert results[2].error.startswith("bad.mkv: ")
+    assert content(out / "in.mkv") == content(whole)
+    for film in films[1:]:
+        alone = tmp_path / f"alone_{film.name}"
+        assert main(["upscale", str(film), str(alone), *options(model)]) == 0
+        assert content(out / film.name) == content(alone)
+    assert sorted(p.name for p in out.iterdir()) == sorted(f.name for f in films)
+    busy = [now for now in states if all(state.task for state in now)]
+    assert any(len({state.file for state in now}) == 2 for now in busy)
+
+
 # The driver.
 
 
@@ -257,6 +289,34 @@ def wait_for_segments(out: Path, child: subprocess.Popen[str], count: int) -> No
     raise AssertionError("no segments came")
 
 
+def listening(processes: set[int]) -> list[str]:
+    """Addresses (hexadecimal, as in /proc/net) on which these processes listen."""
+    sockets = set()
+    for number in processes:
+        for handle in Path(f"/proc/{number}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(handle).removeprefix("socket:[").removesuffix("]"))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return [line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in sockets]
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for sockets in /proc")
+def test_a_ray_of_our_own_listens_on_loopback_alone(tmp_path: Path, long_clip: Path, model: Path) -> None:
+    out = tmp_path / "out.mkv"
+    before = ray_processes()
+    child = start(long_clip, out, model)
+    wait_for_segments(out, child, 1)
+    addresses = listening(ray_processes() - before | {child.pid})
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert len(addresses) >= 5
+    assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -266,7 +326,7 @@ def test_a_driver_that_ends_leaves_nothing_running_and_its_job_goes_on(
 ) -> None:
     whole, out = tmp_path / "whole.mkv", tmp_path / "out.mkv"
     assert main(["upscale", str(long_clip), str(whole), *options(model)]) == 0
-    before = set(processes_of("ray"))
+    before = ray_processes()
     child = start(long_clip, out, model)
     wait_for_segments(out, child, 5)
     child.send_signal(getattr(signal, how))
@@ -277,9 +337,9 @@ def test_a_driver_that_ends_leaves_nothing_running_and_its_job_goes_on(
         assert "finished frames are kept" in told
         assert "Traceback" not in told
     until = time.monotonic() + 120  # after a SIGKILL Ray's own agents look for their parent for about a minute
-    while set(processes_of("ray")) - before and time.monotonic() < until:
+    while ray_processes() - before and time.monotonic() < until:
         time.sleep(0.5)
-    assert not set(processes_of("ray")) - before
+    assert not ray_processes() - before
     manifest = read_manifest(job_path(out))
     assert manifest is not None
     assert 0 < manifest.finished < 600
