@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..jobs.begin_and_end import check_input, join, open_video_job, output_size, told_what_is_kept, what_is_asked
 from ..jobs.manifest import SegmentRecord
@@ -17,6 +18,7 @@ from ..memory import working_memory
 from ..pipeline import Upscaler
 from ..video_io import WriterSettings
 from ..video_job import Done, JobSettings
+from .far_files import Shared
 from .worker import Order, Source, WorkerFacts
 
 log = logging.getLogger(__name__)
@@ -48,12 +50,14 @@ class Film:
         job: JobSettings,
         facts: WorkerFacts,
         plans: Iterable[Plan],
+        files: tuple[str, str, Any, bool],
     ) -> None:
         """
         Args:
             upscaler: as asked for; its model is not run.
             facts: of any worker: all have the same model and number format.
             plans: what workers have found to work where more did not.
+            files: ``Shared``'s key, text, server and never.
 
         Raises:
             ValueError, OSError: as ``upscale_video`` does before its first frame.
@@ -68,6 +72,10 @@ class Film:
             self.folder.update(replace(manifest, chunk_frames=least[0], tile=least[1]))
             log.warning("starting with %s", told(with_plan(upscaler, *least).settings))
         self.upscaler = with_plan(upscaler, self.folder.manifest.chunk_frames, self.folder.manifest.tile)
+        key, text, server, never = files
+        probe = self.folder.path / f"segment_probe_{text}.txt"  # goes with the folder
+        probe.write_text(text, encoding="utf-8")
+        self._shared = Shared(key, probe, text, self.folder.manifest.asked, server, never)
         self.kept = self.folder.manifest.finished
         self.failed: list[str] = []
         """One line for each segment that could not be made."""
@@ -108,7 +116,7 @@ class Film:
         file = self.folder.path / f"{segment_name(task.start.frame)}-{run}{attempt}"
         manifest = self.folder.manifest
         plan = manifest.chunk_frames, manifest.tile
-        return Order(attempt, self.request.source, task, file, self.writer, *plan, less)
+        return Order(attempt, self.request.source, task, file, self.writer, *plan, less, self._shared)
 
     def accept(self, record: SegmentRecord) -> None:
         """Keep a finished segment. Raises OSError."""

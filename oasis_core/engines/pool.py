@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .cluster import Room
+from .far_files import bring
 from .schedule import Attempt
 from .worker import Order, Outcome, SegmentWorker, WorkerFacts, WorkerSettings
 
@@ -16,6 +18,8 @@ log = logging.getLogger(__name__)
 
 RESTARTS = 3
 """Times that a worker may die in a row without having made a segment."""
+CLEARING = 5.0
+"""Seconds for workers to remove what they have fetched."""
 TOLD = 30.0
 """Seconds after which waiting for workers is told."""
 
@@ -55,16 +59,23 @@ class Pool:
     """``room.workers`` actors. ``close`` ends them."""
 
     def __init__(
-        self, ray: ModuleType, settings: WorkerSettings, room: Room, worker: type[SegmentWorker] = SegmentWorker
+        self,
+        ray: ModuleType,
+        settings: WorkerSettings,
+        room: Room,
+        server: Any,
+        text: str,
+        worker: type[SegmentWorker] = SegmentWorker,
     ) -> None:
-        self._ray, self._settings = ray, settings
-        # Two threads: one makes a segment, the other is asked how far it is. Dead actors are replaced by us, since Ray's
-        # own restart would leave us without a say in how often.
-        self._actor = ray.remote(worker).options(**room.options, max_concurrency=2, max_restarts=0)
+        """``server``, ``text``: as ``SegmentWorker`` takes them."""
+        self._ray, self._given = ray, (settings, server, text)
+        # Three threads: one makes a segment, the others are asked how far it is and for files. Dead actors are replaced by
+        # us, since Ray's own restart would leave us without a say in how often.
+        self._actor = ray.remote(worker).options(**room.options, max_concurrency=3, max_restarts=0)
         self.slots = [self._start(number) for number in range(room.workers)]
 
     def _start(self, number: int) -> Slot:
-        actor = self._actor.remote(self._settings)
+        actor = self._actor.remote(*self._given)
         return Slot(number, actor, actor.facts.remote())
 
     def greet(self, poll: Callable[[], None]) -> list[WorkerFacts]:
@@ -104,6 +115,16 @@ class Pool:
         """The answer of every worker that is there to a method's call."""
         refs = [getattr(slot.actor, question).remote(*values) for slot in self.slots if slot.facts is not None]
         return list(self._ray.get(refs))
+
+    def bring(self, worker: int, name: str, folder: Path) -> None:
+        """Copy a finished segment from that worker; may run in any thread. Raises OSError, also where it has died."""
+        actor = next((slot.actor for slot in self.slots if slot.number == worker), None)
+        if actor is None:
+            raise OSError(f"worker {worker} is gone, and its segment with it")
+        try:
+            bring(lambda *asked: self._ray.get(actor.files.remote(*asked)), name, folder)
+        except self._ray.exceptions.RayError as e:
+            raise OSError(f"a segment did not come over from worker {worker} ({_last_line(e)})") from None
 
     def begin(self, slot: Slot, attempt: Attempt, order: Order, name: str) -> None:
         """Have an idle worker make a segment; the dashboard shows ``name``."""
@@ -170,7 +191,10 @@ class Pool:
             slot.asked = slot.actor.progress.remote()
 
     def close(self) -> None:
-        """End all workers, at work or not."""
+        """End all workers, at work or not; what they fetched goes."""
+        said = [slot.actor.files.remote("clear", self._given[2]) for slot in self.slots if slot.facts is not None]
+        if said:
+            self._ray.wait(said, num_returns=len(said), timeout=CLEARING)
         for slot in self.slots:
             self._ray.kill(slot.actor)
         self.slots = []

@@ -9,11 +9,14 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 from ..checkpoints import load_checkpoint, resolve
 from ..device import DTYPES
+from ..jobs.fingerprint import hash_file
 from ..jobs.scan import SegmentTask
 from ..pipeline import Poll, Upscaler
 from ..progress import Progress
@@ -21,14 +24,17 @@ from ..routing.spec import RoutingSpec
 from ..video_io import WriterSettings
 from ..video_job import Done, JobSettings
 from .cluster import connected, room
+from .far_files import MODEL, FileServer, files_of
 from .film import Film, FilmRequest, sized_for
 from .pool import Event, Pool, Slot
 from .scanning import ScanEnd, Scanning
 from .schedule import Attempt, Failure, Key, Schedule
-from .worker import Outcome, SegmentWorker, WorkerSettings
+from .worker import DISK, Outcome, SegmentWorker, WorkerSettings
 
 log = logging.getLogger(__name__)
 
+COMING = 4
+"""Segments that come over from workers at a time."""
 TICK = 0.2
 """Seconds between two looks at everything."""
 
@@ -41,6 +47,8 @@ class RaySettings:
     """Of a Ray that runs; None: one of our own, on this machine's loopback."""
     workers: int | None = None
     """None: one for each GPU."""
+    streamed: bool = False
+    """Send files through Ray's object store even where storage is shared: for tests."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +104,28 @@ def upscale_on_ray(
     """
     with connected(ray_settings.address, ray_settings.workers) as ray:
         place = room(ray.cluster_resources(), ray_settings.workers, settings.device)
-        pool = Pool(ray, settings, place, worker)
+        text, server = secrets.token_hex(8), None
+        if not (ray_settings.address or "").startswith("ray://"):  # such a driver is on none of the cluster's machines
+            server = serve(ray, requests, settings)
+        pool = Pool(ray, settings, place, server, text, worker)
         try:
-            return _Run(pool, settings, writer, job, on_progress, watch, poll).run(requests)
+            files = text, server, ray_settings.streamed
+            return _Run(pool, settings, writer, job, on_progress, watch, poll, files).run(requests)
         finally:
             pool.close()
+
+
+def serve(ray: ModuleType, requests: Sequence[FilmRequest], settings: WorkerSettings) -> Any:
+    """A ``FileServer`` on this machine with all inputs and the model. Raises FileNotFoundError where that is missing."""
+    model = resolve(settings.model)
+    if not model.is_file():
+        raise FileNotFoundError(f"model file not found: {model}")
+    files = {str(number): files_of(request.source.path) for number, request in enumerate(requests)}
+    files[MODEL] = [model]
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(FileServer).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(files)
 
 
 class _Run:
@@ -108,7 +133,7 @@ class _Run:
 
     def __init__(
         self, pool: Pool, settings: WorkerSettings, writer: WriterSettings, job: JobSettings,
-        on_progress: Progress | None, watch: Watch | None, poll: Poll | None,
+        on_progress: Progress | None, watch: Watch | None, poll: Poll | None, files: tuple[str, Any, bool],
     ) -> None:  # fmt: skip
         self.pool, self.settings, self.writer, self.job = pool, settings, writer, job
         self.on_progress, self.watch, self.poll = on_progress, watch, poll or (lambda: None)
@@ -119,6 +144,9 @@ class _Run:
         self.name = secrets.token_hex(2)
         """Of this run, in its files' names."""
         self.told = 0.0
+        self._files = files
+        self._coming: dict[Attempt, tuple[Future[None], Outcome]] = {}
+        """Segments on their way from workers that do not see the job's folder."""
         self._beaten: set[Attempt] = set()
         """Attempts that were told to end, since another made their segment."""
 
@@ -131,7 +159,7 @@ class _Run:
         upscaler = Upscaler(checkpoint.model, routing, self.settings.settings)
         scanning = Scanning(len(self.pool.slots) * 2)
         try:
-            with ThreadPoolExecutor(1, "oasis-joiner") as joiner:
+            with ThreadPoolExecutor(1, "oasis-joiner") as joiner, ThreadPoolExecutor(COMING, "oasis-files") as fetcher:
                 self._open(requests, upscaler)
                 scanning.start(self.films)
                 while not (self.schedule.over and len(self.results) == len(requests)):
@@ -139,7 +167,8 @@ class _Run:
                     self._take(scanning)
                     self._give()
                     for event in self._events():
-                        self._happened(event)
+                        self._happened(event, fetcher)
+                    self._arrived()
                     self._end_films(requests, joiner)
                     self._tell()
         except (KeyboardInterrupt, OSError) as e:
@@ -164,7 +193,7 @@ class _Run:
                 plans = [plan for plan in self.pool.ask("recalled", info.height, info.width) if plan is not None]
                 sized = sized_for(upscaler, info.height, info.width, [f.memory for f in facts])
                 plans += [] if sized is None else [sized]
-                film = Film(request, upscaler, self.writer, self.job, facts[0], plans)
+                film = Film(request, upscaler, self.writer, self.job, facts[0], plans, (str(number), *self._files))
             except (OSError, ValueError) as e:
                 if len(requests) == 1:
                     raise
@@ -206,12 +235,35 @@ class _Run:
         time.sleep(TICK / 4)  # for the scan, or for files to be joined
         return []
 
-    def _happened(self, event: Event) -> None:
+    def _happened(self, event: Event, fetcher: Executor) -> None:
         attempt, outcome = event.attempt, event.outcome
         film, task = self.films[attempt.key[0]], self.tasks[attempt.key]
         if outcome is not None and outcome.record is not None:
-            self._keep(film, attempt, outcome)
+            if outcome.here:
+                self._keep(film, attempt, outcome)
+            else:
+                bringing = fetcher.submit(self.pool.bring, attempt.worker, outcome.record.name, film.folder.path)
+                self._coming[attempt] = bringing, outcome
             return
+        self._failed(film, task, attempt, outcome)
+
+    def _arrived(self) -> None:
+        for attempt, (bringing, outcome) in list(self._coming.items()):
+            if not bringing.done():
+                continue
+            del self._coming[attempt]
+            film, task = self.films[attempt.key[0]], self.tasks[attempt.key]
+            try:
+                bringing.result()
+                assert outcome.record is not None
+                if hash_file(film.folder.path / outcome.record.name) != outcome.record.sha256:
+                    raise OSError("a segment did not come over whole")
+            except OSError as e:
+                self._failed(film, task, attempt, Outcome(None, Failure.ERROR, _line(e), e.errno in DISK))
+            else:
+                self._keep(film, attempt, outcome)
+
+    def _failed(self, film: Film, task: SegmentTask, attempt: Attempt, outcome: Outcome | None) -> None:
         how = Failure.LOST if outcome is None else outcome.how
         assert how is not None
         error = "its worker died" if outcome is None else outcome.error

@@ -6,9 +6,10 @@ import errno
 import logging
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -25,6 +26,7 @@ from ..model.fuse import fuse_model
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.spec import RoutingSpec
 from ..video_io import Deinterlace, VideoReader, WriterSettings
+from .far_files import MODEL, FarFiles, Shared, fetch
 from .schedule import Failure
 
 log = logging.getLogger(__name__)
@@ -91,8 +93,9 @@ class Order:
     chunk_frames: int | None
     """The job's plan, as in ``Manifest``."""
     tile: int | None
-    smaller: int = 0
+    smaller: int
     """Times that this segment's plan is made smaller than that."""
+    shared: Shared
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Outcome:
     """The place that the result goes to is full or cannot be written."""
     plan: str = ""
     """The smaller plan that made it, in words; empty: the job's own."""
+    here: bool = True
+    """Whether the file is where the order wanted it; False: it waits at the worker."""
 
 
 class Stopped(Exception):
@@ -116,11 +121,20 @@ class Stopped(Exception):
 class SegmentWorker:
     """Loaded once; ``make`` runs in one thread, ``progress`` and ``stop`` may be called from another."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        """Raises ValueError or OSError where model, device or number format cannot be had."""
+    def __init__(self, settings: WorkerSettings, server: Any = None, text: str = "") -> None:
+        """
+        Args:
+            server: handle of the ``FileServer`` that has the model, where it is not found here; ``text``: as in ``Shared``.
+
+        Raises:
+            ValueError, OSError: model, device or number format cannot be had.
+        """
         device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, device)
-        checkpoint = load_checkpoint(resolve(settings.model), device, dtype)
+        model = resolve(settings.model)
+        if not model.is_file() and server is not None:
+            model = fetch(server, MODEL, model, text)
+        checkpoint = load_checkpoint(model, device, dtype)
         routing = checkpoint.routing if settings.routing is None else RoutingSpec.from_json(settings.routing)
         checkpoint.model.dit.attention = backend_for(settings.attention, device)
         if settings.compile:
@@ -135,16 +149,14 @@ class SegmentWorker:
         self._lock = threading.Lock()
         self._now, self._done, self._stopped = 0, 0.0, 0
         self._reader: tuple[Source, VideoReader] | None = None
+        self._far = FarFiles()
 
     def facts(self) -> WorkerFacts:
         return self._facts
 
-    def sees(self, file: Path, text: str) -> bool:
-        """Whether the file is here, with that text in it: whether this place is shared."""
-        try:
-            return file.read_text(encoding="utf-8") == text
-        except OSError:
-            return False
+    def files(self, question: str, *values: Any) -> Any:
+        """A method of ``FarFiles``."""
+        return getattr(self._far, question)(*values)
 
     def recalled(self, height: int, width: int) -> tuple[int, int | None] | None:
         """Chunk and tile that worked here for input of that size, where those asked for did not."""
@@ -175,21 +187,22 @@ class SegmentWorker:
             if is_out_of_memory(e):
                 outcome = Outcome(None, Failure.MEMORY, _line(e))
             else:
-                disk = isinstance(e, OSError) and e.errno in DISK
+                disk = isinstance(e, OSError) and e.errno in DISK and self._far.shares(order.shared)
                 outcome = Outcome(None, Failure.ERROR, f"{type(e).__name__}: {_line(e)}", disk)
         free_memory()  # out of the except block: until here the error holds the frames of the failed call
         return outcome
 
     def _make(self, order: Order) -> Outcome:
-        reader = self._open(order.source)
+        source, file, here = self._far.places(order.source.path, order.file, order.shared)
+        reader = self._open(replace(order.source, path=source))
         height, width = reader.info.height, reader.info.width
         upscaler = with_plan(self._upscaler, order.chunk_frames, order.tile)
         for _ in range(order.smaller):
             upscaler = shrunk(upscaler, height, width)
-        record = make_segment(reader, upscaler, order.task, order.file, order.writer, self._advance, self._poll)
+        record = make_segment(reader, upscaler, order.task, file, order.writer, self._advance, self._poll)
         if order.smaller:
             remember(self._upscaler, upscaler, height, width, self._free)
-        return Outcome(record, plan=told(upscaler.settings) if order.smaller else "")
+        return Outcome(record, plan=told(upscaler.settings) if order.smaller else "", here=here)
 
     def _open(self, source: Source) -> VideoReader:
         if self._reader is None or self._reader[0] != source:

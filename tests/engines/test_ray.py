@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,14 +40,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, clip: Path, model: Path) -> 
 
 def on_ray(
     clips: list[Path], out: Path, model: Path, worker: type[SegmentWorker] = SegmentWorker, resume: bool = False,
-    workers: int = 2, states: list[list[WorkerState]] | None = None,
+    workers: int = 2, states: list[list[WorkerState]] | None = None, streamed: bool = False,
 ) -> list[Result]:  # fmt: skip
     """The command's options, with workers that may misbehave."""
     settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
     loaded = WorkerSettings(str(model), None, settings, "cpu", "auto", "auto", False)
     requests = [FilmRequest(Source(c), out if len(clips) == 1 else out / c.name) for c in clips]
     return upscale_on_ray(
-        requests, loaded, WriterSettings("ffv1"), JobSettings(resume, 6), RaySettings(None, workers),
+        requests, loaded, WriterSettings("ffv1"), JobSettings(resume, 6), RaySettings(None, workers, streamed),
         watch=None if states is None else lambda now: states.append(list(now)), worker=worker,
     )  # fmt: skip
 
@@ -210,8 +211,8 @@ def test_a_slow_worker_delays_nothing(tmp_path: Path, clip: Path, model: Path, w
     mark, out, states = tmp_path / "slow", tmp_path / "out.mkv", list[list[WorkerState]]()
 
     class Slow(SegmentWorker):
-        def __init__(self, settings: WorkerSettings) -> None:
-            super().__init__(settings)
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
             self._slow = marked(mark)
 
         def _make(self, order: Order) -> Outcome:
@@ -230,6 +231,38 @@ def test_a_slow_worker_delays_nothing(tmp_path: Path, clip: Path, model: Path, w
         len({s.task for s in now}) == 1 and now[0].task for now in states if len(now) == 2
     )  # both at one segment
     assert all(task.startswith("frames ") for task in tasks)
+
+
+# Without shared storage.
+
+
+@needs_ray
+@pytest.mark.slow
+def test_files_go_through_the_object_store(tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
+    """Workers that see neither input nor job folder; blocks so small that every file takes many."""
+    far, seen, out = tmp_path / "far", tmp_path / "seen", tmp_path / "out.mkv"
+    far.mkdir()
+    seen.mkdir()
+
+    class Far(SegmentWorker):
+        def __init__(self, *given: Any) -> None:
+            import tempfile
+
+            from oasis_core.engines import far_files
+
+            tempfile.tempdir, far_files.BLOCK = str(far), 5000
+            super().__init__(*given)
+
+        def _open(self, source: Source) -> Any:
+            (seen / str(source.path).replace("/", "_")).touch()
+            return super()._open(source)
+
+    [result] = on_ray([clip], out, model, Far, streamed=True)
+    assert result.error is None
+    assert content(out) == content(whole)
+    assert len(list(seen.iterdir())) == 1  # one copy for both workers
+    assert all("far_oasis_" in place.name for place in seen.iterdir())
+    assert [place.name for place in far.iterdir()] == []
 
 
 # Many files.
