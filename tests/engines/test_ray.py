@@ -41,13 +41,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, clip: Path, model: Path) -> 
 def on_ray(
     clips: list[Path], out: Path, model: Path, worker: type[SegmentWorker] = SegmentWorker, resume: bool = False,
     workers: int = 2, states: list[list[WorkerState]] | None = None, streamed: bool = False,
+    codec: str = "ffv1",
 ) -> list[Result]:  # fmt: skip
     """The command's options, with workers that may misbehave."""
     settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
     loaded = WorkerSettings(str(model), None, settings, "cpu", "auto", "auto", False)
     requests = [FilmRequest(Source(c), out if len(clips) == 1 else out / c.name) for c in clips]
     return upscale_on_ray(
-        requests, loaded, WriterSettings("ffv1"), JobSettings(resume, 6), RaySettings(None, workers, streamed),
+        requests, loaded, WriterSettings(codec), JobSettings(resume, 6), RaySettings(None, workers, streamed),
         watch=None if states is None else lambda now: states.append(list(now)), worker=worker,
     )  # fmt: skip
 
@@ -263,6 +264,31 @@ def test_files_go_through_the_object_store(tmp_path: Path, clip: Path, model: Pa
     assert len(list(seen.iterdir())) == 1  # one copy for both workers
     assert all("far_oasis_" in place.name for place in seen.iterdir())
     assert [place.name for place in far.iterdir()] == []
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", "frame_%05d.png"])
+def test_images_go_through_the_object_store(tmp_path: Path, clip: Path, model: Path, name: str) -> None:
+    """A folder or a pattern in, a folder out."""
+    images, whole, out = tmp_path / "images", tmp_path / "whole", tmp_path / "out"
+    assert main(["upscale", str(clip), str(images), *options(model, "png")]) == 0
+    assert main(["upscale", str(images / name), str(whole), *options(model, "png")]) == 0
+    far = tmp_path / "far"
+    far.mkdir()
+
+    class Far(SegmentWorker):
+        def __init__(self, *given: Any) -> None:
+            import tempfile
+
+            tempfile.tempdir = str(far)
+            super().__init__(*given)
+
+    [result] = on_ray([images / name], out, model, Far, streamed=True, codec="png")
+    assert result.error is None
+    assert [p.name for p in sorted(out.iterdir())] == [p.name for p in sorted(whole.iterdir())]
+    assert all((out / p.name).read_bytes() == p.read_bytes() for p in whole.iterdir())
+    assert list(far.iterdir()) == []
 
 
 # Many files.
