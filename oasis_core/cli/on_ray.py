@@ -36,8 +36,13 @@ def run(jobs: Sequence[Job], address: str | None, workers: int | None) -> int:
     if len(requests) == 1:
         requests[0].source.open().check_progressive()  # before Ray is started
     with tqdm(unit="frame", disable=None) as bar:
+        told_once = False
 
         def advance(done: float, total: int | None) -> None:
+            nonlocal told_once
+            if not told_once:  # the time left is told by what is made from now on
+                bar.reset(total)
+                bar.initial, told_once = done, True
             bar.total = total
             bar.update(done - bar.n)
 

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED":
 Windows and macOS it is the default). It is read when Ray is imported."""
 OBJECT_STORE = 256 << 20
 """Bytes of shared memory for a Ray of our own: segments go through files."""
+REACHED = 10.0
+"""Seconds in which an address must answer."""
 CPUS_EACH = 4
 """Cores for a worker without a GPU, where their number is not given."""
 
@@ -63,6 +66,8 @@ def connected(address: str | None, workers: int | None) -> Iterator[ModuleType]:
 
     if ray.is_initialized():
         raise ValueError("this process uses Ray already: give it up first (ray.shutdown())")
+    if address not in (None, "auto"):
+        _check_reachable(address)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address is None:
@@ -70,9 +75,10 @@ def connected(address: str | None, workers: int | None) -> Iterator[ModuleType]:
             ray.init(address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=None, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         where = "on this machine" if address is None else f"at {address}"
-        raise OSError(f"no Ray {where} ({' '.join(str(e).split())[:300]})") from None
+        token = "" if address is None else "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        raise OSError(f"no Ray {where} ({' '.join(str(e).split())[:300]}){token}") from None
     try:
         if address is None and not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
             raise OSError(
@@ -81,6 +87,17 @@ def connected(address: str | None, workers: int | None) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ValueError or OSError where nobody listens: Ray itself tries for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"address is {address!r}; give auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
+    except (OSError, OverflowError) as e:
+        raise OSError(f"no Ray at {address} ({e}): start one there (ray start --head), or check the address") from None
 
 
 def room(resources: dict[str, float], workers: int | None, device: str) -> Room:

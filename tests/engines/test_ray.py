@@ -104,6 +104,27 @@ def test_options_that_do_not_go_together_are_refused(
     assert len(error.splitlines()) == 1
 
 
+@needs_ray
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "no Ray at 127.0.0.1:1"),
+        ("nowhere", "address is 'nowhere'"),
+        ("ray://:x", "address is 'ray://:x'"),
+    ],
+)
+def test_an_address_where_nobody_listens_is_told_at_once(
+    tmp_path: Path, clip: Path, model: Path, address: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--engine", "ray", "--address", address)
+    began = time.monotonic()
+    assert main(["upscale", str(clip), str(tmp_path / "out.mkv"), *options(model), *more]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.splitlines()) == 1
+    assert time.monotonic() - began < 30
+
+
 def test_room_for_workers() -> None:
     two = {"GPU": 2.0, "CPU": 16.0}
     assert (room(two, None, "auto").workers, room(two, None, "auto").gpus) == (2, 1)
