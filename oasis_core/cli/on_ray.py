@@ -42,9 +42,9 @@ def run(jobs: Sequence[Job], address: str | None, workers: int | None) -> int:
             nonlocal told_once
             if not told_once:  # the time left is told by what is made from now on
                 bar.reset(total)
-                bar.initial, told_once = done, True
+                bar.initial, told_once = int(done), True
             bar.total = total
-            bar.update(done - bar.n)
+            bar.update(int(done) - bar.n)
 
         def watch(states: Sequence[WorkerState]) -> None:
             bar.set_postfix_str(told(states), refresh=False)

@@ -171,6 +171,8 @@ class _Run:
                     self._arrived()
                     self._end_films(requests, joiner)
                     self._tell()
+                self.told = 0.0
+                self._tell()  # the end
         except (KeyboardInterrupt, OSError) as e:
             raise type(e)(self._kept(e)) from None
         finally:
