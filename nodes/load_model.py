@@ -65,5 +65,6 @@ class OasisLoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False) -> io.NodeOutput:
-        checkpoint = load_checkpoint(model_path(model_name), dtype=None)
-        return io.NodeOutput(ModelHandle.of(checkpoint, dtype, attention, compile))
+        path = model_path(model_name)
+        checkpoint = load_checkpoint(path, dtype=None)
+        return io.NodeOutput(ModelHandle.of(checkpoint, dtype, attention, compile, path))

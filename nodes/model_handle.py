@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -35,9 +36,20 @@ class ModelHandle:
     routing: RoutingSpec | AutoRouting
     checkpoint: Checkpoint
     """As loaded: its own routing is the one from the file."""
+    file: Path | None = None
+    """Where it was loaded from; with it another process can load the same."""
+    attention: str = "auto"
+    compile: bool = False
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: str, attention: str = "auto", compile: bool = False) -> ModelHandle:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: str,
+        attention: str = "auto",
+        compile: bool = False,
+        file: Path | None = None,
+    ) -> ModelHandle:
         """Cast the model and hand it to model management.
 
         Raises:
@@ -53,7 +65,8 @@ class ModelHandle:
             fuse_model(model, dynamic=None)
         # Looked up when called: ComfyUI replaces it at start where it manages memory dynamically.
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        return cls(patcher(model, device, mm.unet_offload_device()), checkpoint.routing, checkpoint)
+        patched = patcher(model, device, mm.unet_offload_device())
+        return cls(patched, checkpoint.routing, checkpoint, file, attention, compile)
 
     def load(self, upscaler: Upscaler, frames: int, height: int, width: int) -> None:
         """Bring the model to its device, with room for a job on a clip of that size."""

@@ -9,11 +9,14 @@ import folder_paths
 from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 
+from ..oasis_core.jobs.begin_and_end import what_is_asked
 from ..oasis_core.jobs.estimate import clip_facts
+from ..oasis_core.jobs.fingerprint import hash_model
 from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.video_io import Deinterlace, VideoReader, WriterSettings
-from ..oasis_core.video_job import JobSettings, upscale_video, what_is_asked
+from ..oasis_core.video_job import JobSettings
 from .bar import Bar
+from .engines import ENGINES, THIS, upscale_by
 from .model_handle import ModelHandle, OasisModelType
 from .settings import setting_inputs, settings_of
 from .video_files import SUFFIXES, drop_copy, source_file, target_file, workflow_notes
@@ -67,6 +70,21 @@ class OasisUpscaleVideo(io.ComfyNode):
                     tooltip="For interlaced video (old camcorders, DVDs, broadcasts), which is refused otherwise. frame: one "
                     "frame for two fields. field: one for each, twice as many frames per second. none: as it is.",
                 ),
+                io.Combo.Input(
+                    "engine",
+                    options=list(ENGINES),
+                    default=THIS,
+                    optional=True,
+                    tooltip="What does the work. this GPU: ComfyUI itself. all GPUs: every GPU of this machine. Ray address: a "
+                    "Ray cluster that runs. The last two need Ray: pip install ray. The frames are the same.",
+                ),
+                io.String.Input(
+                    "ray_address",
+                    default="auto",
+                    optional=True,
+                    tooltip="For engine Ray address: HOST:PORT of the cluster, or auto for one that was started on this "
+                    "machine (ray start). Whoever can reach that port can run programs on its machines.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The saved video.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -82,6 +100,8 @@ class OasisUpscaleVideo(io.ComfyNode):
         crf: int,
         filename_prefix: str,
         deinterlace: str = REFUSE,
+        engine: str = THIS,
+        ray_address: str = "auto",
         **settings: Any,
     ) -> io.NodeOutput:
         writer = WriterSettings(codec, None if crf == BY_CODEC else crf)
@@ -95,14 +115,12 @@ class OasisUpscaleVideo(io.ComfyNode):
             clip_facts(upscaler, info.about, info.height, info.width),
         )
         job = JobSettings()
-        model.load(upscaler, info.about or upscaler.settings.chunk_frames, info.height, info.width)
-        asked = what_is_asked(reader, upscaler, writer, job)
+        asked = what_is_asked(reader, upscaler, writer, hash_model(upscaler.model), job.segment_frames)
         target, subfolder, waiting = target_file(filename_prefix, codec, geometry.out_w, geometry.out_h, asked)
         notes = workflow_notes(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        keep = JobSettings(resume=waiting)
         with Bar(info.about, facts, cls.hidden.unique_id) as bar:
-            done = upscale_video(
-                reader, target, upscaler, writer, bar.advance, bar.poll, JobSettings(resume=waiting), bar.show, notes
-            )
+            done = upscale_by(engine, ray_address, model, reader, target, upscaler, writer, bar, keep, notes)
             drop_copy(source)
             bar.end(f"{facts}\n{done}" + (f"\n{done.problem}" if done.problem else ""))
         saved = ui.SavedResult(target.name, subfolder, io.FolderType.output)

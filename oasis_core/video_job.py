@@ -9,36 +9,29 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import av
 from torch import Tensor
 
-from .jobs.fingerprint import hash_input, hash_model, hash_text
-from .jobs.folder import JobFolder, job_path, open_job, read_manifest
-from .jobs.manifest import Asked, Border
+from .jobs.begin_and_end import check_input, join, open_video_job, output_size, told_what_is_kept, what_is_asked
+from .jobs.fingerprint import hash_model
+from .jobs.folder import JobFolder
+from .jobs.manifest import Border
 from .jobs.overlap import ReadAhead, WriteBehind
 from .jobs.remembered import free_memory_mib, recall, remember
-from .jobs.segment_files import Ready, SegmentFiles, join_images, join_segments
+from .jobs.segment_files import Ready, SegmentFiles
 from .jobs.segments import ends_segment
 from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
+from .jobs.stamps import READ_AHEAD, WRITE_BEHIND, noting_stamps
 from .pipeline import Poll, Upscaler
 from .plan import Position
 from .progress import Progress, Tally
 from .routing.auto import ShotRoutings
-from .video_io import Frame, KnownFrame, VideoReader, VideoWriter, WriterSettings
-from .video_io.color_tags import HLG, PQ
-from .video_io.writer import check_target
+from .video_io import KnownFrame, VideoReader, WriterSettings
 
 log = logging.getLogger(__name__)
-
-READ_AHEAD = 4
-"""Input frames that wait for the model."""
-WRITE_BEHIND = 2
-"""Output frames that wait for the encoder; four times enlarged they are 16 times larger."""
 
 
 @dataclass(frozen=True)
@@ -102,78 +95,18 @@ def upscale_video(
             itself, a job folder that does not fit, a disk that is full, an input that vanished; one line.
         MemoryError: not even single frames in the smallest tiles fit.
     """
-    source = reader.path
-    if source.exists() and target.exists() and source.samefile(target):
-        raise ValueError(f"output is the input itself ({target}); give another file")
-    reader.check_progressive()
-    geometry = upscaler.geometry(reader.info.height, reader.info.width)
-    size = (geometry.out_w, geometry.out_h)
-    _tell_depth(reader, writer)
-    before = read_manifest(job_path(target)) if job.resume else None
-    if before is None or not before.joining:  # else the images in it are this job's
-        check_target(target, *size, writer)
-    with open_job(target, what_is_asked(reader, upscaler, writer, job), job.resume) as folder:
-        kept, began = folder.manifest.position.frame, time.monotonic()
-        if kept:
-            log.info("%d finished frames are kept; going on after them", kept)
+    size = output_size(reader, upscaler)
+    asked = what_is_asked(reader, upscaler, writer, hash_model(upscaler.model), job.segment_frames)
+    with open_video_job(reader, target, size, writer, asked, job.resume) as folder:
+        kept, began = folder.manifest.finished, time.monotonic()
         if isinstance(upscaler.routing, ShotRoutings):
             upscaler.routing.keep_in(folder.manifest.routings, folder.decide)
         work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll, show)
-        try:
+        with told_what_is_kept(folder):
             work.make_segments()
-            if not folder.manifest.joined and writer.codec == "png":
-                join_images(folder, target)
-            elif not folder.manifest.joined:
-                join_segments(folder, VideoWriter(target, *size, reader.info, writer, source, notes))
-            folder.remove()
-        except (OSError, av.FFmpegError) as e:
-            raise OSError(_told(e, folder)) from e
-        except ValueError as e:
-            raise ValueError(_told(e, folder)) from e
-        except KeyboardInterrupt as e:
-            raise KeyboardInterrupt(_told(e, folder)) from None
-        finally:
-            if folder.path.exists() and not folder.manifest.segments:
-                folder.remove()
+            join(folder, target, size, reader, writer, notes)
         manifest, seconds = folder.manifest, time.monotonic() - began
         return Done(manifest.position.frame, *size, seconds, manifest.problem, kept, work.waited)
-
-
-def _tell_depth(reader: VideoReader, writer: WriterSettings) -> None:
-    depth = writer.depth_for(reader.info.bit_depth)
-    if depth == 8 and reader.info.color.transfer in (PQ, HLG):
-        log.warning("HDR in 8 bits shows bands: leave out --depth, or choose a codec of 10 bits")
-    if depth > 8 and writer.codec == "h264":
-        log.info(
-            "the input has %d bits, so this is 10-bit H.264: more devices play --codec h265", reader.info.bit_depth
-        )
-
-
-def what_is_asked(reader: VideoReader, upscaler: Upscaler, writer: WriterSettings, job: JobSettings) -> Asked:
-    """Everything that the output depends on, so that a job goes on only with the same."""
-    parts = {"input": hash_input(reader.path), "setting": asdict(upscaler.settings), "output": asdict(writer)}
-    asked: Asked = {f"{part}.{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
-    asked["setting.segment_frames"] = job.segment_frames
-    asked["input.rate"] = str(reader.info.rate)
-    asked["input.deinterlace"] = None if reader.deinterlace is None else reader.deinterlace.value
-    asked["model"] = hash_model(upscaler.model)
-    asked["routing"] = hash_text(upscaler.routing.to_json())
-    asked["encoder"] = ".".join(map(str, av.library_versions["libavcodec"]))
-    return asked
-
-
-def _plain(value: object) -> str | int | float | bool | None:
-    value = value.value if isinstance(value, Enum) else value
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _told(error: BaseException, folder: JobFolder) -> str:
-    frames = folder.manifest.position.frame
-    text = " ".join(str(error).split())
-    if not frames:
-        return text
-    kept = f"{frames} finished frames are kept in {folder.path}: go on with --resume"
-    return f"{text}; {kept}" if text else kept
 
 
 class _Work:
@@ -186,7 +119,7 @@ class _Work:
         self.reader, self.writer, self.folder, self.size, self.full = reader, writer, folder, size, full
         self.asked, self.free = upscaler, free_memory_mib(upscaler)
         self.upscaler = with_plan(upscaler, folder.manifest.chunk_frames, folder.manifest.tile)
-        if not folder.manifest.segments and folder.manifest.chunk_frames is None:
+        if not folder.manifest.finished and folder.manifest.chunk_frames is None:
             self._recall()
         self.on_progress, self.poll, self.show = on_progress, poll, show
         self.waited, self.shrunk = 0.0, False
@@ -228,7 +161,7 @@ class _Work:
         self._take(upscaler)
 
     def _go_on(self) -> None:
-        """From the last finished segment to the end."""
+        """From the last finished segment to the end, or to the next one that is finished already."""
         start, info = self.folder.manifest.position, self.reader.info
         first, manifest = self.upscaler.first_needed(start), self.folder.manifest
         known = [KnownFrame(s.start, s.pts, s.checksum) for s in manifest.segments] if manifest.exact else []
@@ -239,11 +172,9 @@ class _Work:
                 ReadAhead(self.reader.frames(first, known), READ_AHEAD) as ahead,
                 WriteBehind(files.consume, WRITE_BEHIND) as behind,
             ):
-                frames = _noting_stamps(ahead, stamps, start.frame - first)
+                frames = noting_stamps(ahead, stamps, start.frame - first)
                 try:
-                    end = self._feed(frames, stamps, start, behind)
-                    last = self.reader
-                    behind.put(Border(Position(end, end), True, last.problem, last.end, last.exact))
+                    behind.put(self._feed(frames, stamps, start, behind))
                 finally:
                     self.waited += ahead.waited + behind.waited
         finally:
@@ -255,38 +186,26 @@ class _Work:
         stamps: deque[tuple[int, int]],
         start: Position,
         behind: WriteBehind[Ready | Border],
-    ) -> int:
-        """Upscale from ``start`` on; returns the number of frames that the clip has."""
+    ) -> Border:
+        """Upscale from ``start`` on; returns where that ended."""
         begun = at = start.frame
+        stop = self.folder.manifest.gap_end
         tally = Tally(self.on_progress, self.reader.info.about, at)
         for part in self.upscaler.parts(frames, start, self.poll, tally):
             at = part.position.frame
+            if stop is not None and at >= stop:
+                return Border(Position(stop, part.position.shot), exact=self.reader.exact)
             if part.restartable and ends_segment(at - begun, at == part.position.shot, self.full):
                 behind.put(Border(part.position, exact=self.reader.exact))
                 begun = at
-            for rgb in part.frames:
+            wanted = part.frames if stop is None else part.frames[: stop - at]
+            for rgb in wanted:
                 behind.put(Ready(rgb, *stamps.popleft()))
-            at += len(part.frames)
-            tally.finished(len(part.frames))
+            at += len(wanted)
+            tally.finished(len(wanted))
             if self.show is not None:
-                self.show(part.frames[-1])
-        self._check_input()
-        return at
-
-    def _check_input(self) -> None:
-        """Raises OSError where the input is not what it was: an end that was read may be none."""
-        asked = self.folder.manifest.asked
-        try:
-            now = {f"input.{name}": value for name, value in hash_input(self.reader.path).items()}
-        except (OSError, ValueError) as e:
-            raise OSError(f"the input vanished while it was read ({e})") from None
-        if any(asked[name] != value for name, value in now.items()):
-            raise OSError(f"the input changed while it was read ({self.reader.path})")
-
-
-def _noting_stamps(frames: Iterable[Frame], stamps: deque[tuple[int, int]], skip: int) -> Iterator[Tensor]:
-    """The pictures; time stamps and checksums of all but the first ``skip`` go to ``stamps``."""
-    for number, frame in enumerate(frames):
-        if number >= skip:
-            stamps.append((frame.pts, frame.checksum))
-        yield frame.rgb
+                self.show(wanted[-1])
+            if len(wanted) < len(part.frames):
+                return Border(Position(at, part.position.shot), exact=self.reader.exact)
+        check_input(self.reader, self.folder.manifest.asked)
+        return Border(Position(at, at), True, self.reader.problem, self.reader.end, self.reader.exact)

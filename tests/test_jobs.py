@@ -287,7 +287,7 @@ def test_a_damaged_segment_is_made_again(
     with monkeypatch.context() as patch:
         stop_after(patch, 30, KeyboardInterrupt())
         run(clip, out, model)
-    segment = job_path(out) / "segment_00001.nut"
+    segment = sorted(job_path(out).glob("segment_*.nut"))[1]
     if damage == "remove":
         segment.unlink()
     else:
@@ -322,7 +322,7 @@ def test_an_interruption_while_segments_are_joined_or_removed_costs_nothing(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": 1}', "\xff", '{"format": 2, "asked": 5}', "[" * 99999]
+    "text", ["", "{", "[]", "{}", '{"format": 1}', "\xff", '{"format": 3, "asked": 5}', "[" * 99999]
 )
 def test_a_damaged_manifest_is_told_in_one_line(
     tmp_path: Path, model: Path, clip: Path, text: str, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..checkpoints import EMBEDDED
 from ..geometry import resize
 from ..video_io import VideoReader
-from .upscale import Job, upscale
+from .job import Job
+from .upscale import upscale
 
 SAMPLE = Path(__file__).resolve().parents[2] / "assets" / "sample.mp4"
 """Beside the package, in the repository; an installed package has none."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,30 +24,10 @@ from ..routing.spec import RoutingSpec
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
+from . import on_ray
+from .batch import pairs
 from .device import choose_device, choose_dtype
-
-INCOMPLETE = 2
-"""Exit code where the input broke off: what could be decoded was upscaled."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file's work; the defaults are the command's."""
-
-    source: Path
-    target: Path
-    settings: UpscaleSettings = UpscaleSettings()
-    writer: WriterSettings = WriterSettings()
-    model: str = EMBEDDED
-    routing: str | None = None
-    """File, or what ``AutoRouting.parse`` reads."""
-    device: str = "auto"
-    dtype: str = "auto"
-    fps: Fraction | None = None
-    deinterlace: Deinterlace | None = None
-    keep: JobSettings = JobSettings()
-    attention: str = "auto"
-    compile: bool = False
+from .job import INCOMPLETE, Job, tell
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -100,6 +79,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--segment", type=int, default=120, help="frames after which finished work is kept for --resume (default 120)"
     )
+    parser.add_argument(
+        "--batch",
+        action="store_true",
+        help="INPUT is a folder of videos, or a text file that lists some; OUTPUT a folder",
+    )
+    parser.add_argument("--engine", default="this", help="this: one device (default); ray: many GPUs (docs/ray.md)")
+    parser.add_argument("--address", help="of a Ray that runs: auto, HOST:PORT, ray://HOST:PORT (default: our own)")
+    parser.add_argument("--workers", type=int, help="with --engine ray (default: one for each GPU)")
     parser.set_defaults(run=run)
 
 
@@ -120,15 +107,31 @@ def run(args: argparse.Namespace) -> int:
         args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep,
         args.attention, args.compile,
     )  # fmt: skip
+    on_ray.check(args.engine, args.address, args.workers)
+    if args.batch:
+        found = pairs(args.input, args.output, args.codec, args.resume)
+        jobs = [replace(job, source=source, target=target) for source, target in found]
+    else:
+        jobs = [job]
     if args.plan:
-        print(plan(job))
+        for each in jobs:
+            print(f"{each.source}\n{plan(each)}" if args.batch else plan(each))
         return 0
-    done = upscale(job)
-    print(f"{args.output}: {done}")
-    if done.problem:
-        print(f"oasis: {done.problem}", file=sys.stderr)
+    if args.engine == on_ray.ENGINE and jobs:
+        return on_ray.run(jobs, args.address, args.workers)
+    return max((_run(each, args.batch) for each in jobs), default=0)
+
+
+def _run(job: Job, batch: bool) -> int:
+    """One job, here; in a batch an input that fails does not stop the others."""
+    try:
+        done = upscale(job)
+    except (ValueError, OSError) as e:
+        if not batch:
+            raise
+        print(f"oasis: {job.source.name}: {' '.join(str(e).split())}", file=sys.stderr)
         return INCOMPLETE
-    return 0
+    return tell(job.target, done)
 
 
 def parse_size(text: str) -> tuple[int | None, int | None]:

@@ -58,19 +58,34 @@ class JobFolder:
             decided = {**self.manifest.decided, str(shot): routing.to_json()}
             self.update(replace(self.manifest, decided=decided))
 
+    def add_finished(self, segment: SegmentRecord) -> None:
+        """Keep a segment whose file is complete, in any order. Raises OSError."""
+        make_durable(self.path / segment.name)
+        with self._changing:
+            self.update(self.manifest.with_finished(segment))
+
     def clean(self) -> None:
-        """Remove what an interruption left half done; segments from the first damaged one on are given up."""
-        segments = self.manifest.segments
-        for number, segment in enumerate(() if self.manifest.joining or self.manifest.joined else segments):
-            file = self.path / segment.name
-            if not file.exists() or hash_file(file) != segment.sha256:
-                log.warning("%s is damaged or missing: made again, with all after it", file)
-                self.update(replace(self.manifest, segments=segments[:number], complete=False))
+        """Remove what an interruption left half done; segments that are damaged are given up, the first one with those
+        that follow it."""
+        manifest = self.manifest
+        checked = not (manifest.joining or manifest.joined)
+        for number, segment in enumerate(manifest.segments if checked else ()):
+            if not self._is_whole(segment):
+                log.warning("%s is damaged or missing: made again, with all after it", self.path / segment.name)
+                self.update(replace(manifest, segments=manifest.segments[:number], complete=False))
                 break
-        kept = {MANIFEST, *(segment.name for segment in self.manifest.segments)}
+        for segment in self.manifest.ahead if checked else ():
+            if not self._is_whole(segment):
+                log.warning("%s is damaged or missing: made again", self.path / segment.name)
+                self.update(replace(self.manifest, ahead=tuple(s for s in self.manifest.ahead if s != segment)))
+        kept = {MANIFEST, *(segment.name for segment in (*self.manifest.segments, *self.manifest.ahead))}
         for file in self.path.iterdir():
             if file.name not in kept and _is_ours(file):
                 _delete(file)
+
+    def _is_whole(self, segment: SegmentRecord) -> bool:
+        file = self.path / segment.name
+        return file.exists() and hash_file(file) == segment.sha256
 
     def remove(self) -> None:
         """Delete the folder; what is not the job's own stays, and the folder with it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -59,7 +60,7 @@ class SegmentRecord:
         if not (0 <= self.next_shot <= self.stop and 0 <= self.start < self.stop and self.reorder >= 0):
             raise ValueError(f"segment {self.name} of frames {self.start} to {self.stop} makes no sense")
         if "/" in self.name or "\\" in self.name or not self.name.startswith("segment_"):
-            raise ValueError(f"segment file is {self.name!r}; expected a plain name such as segment_00000.nut")
+            raise ValueError(f"segment file is {self.name!r}; expected a plain name such as segment_0000000.nut")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Manifest:
 
     asked: Asked
     segments: tuple[SegmentRecord, ...] = ()
+    """Finished ones, each beginning where the one before ends, from frame 0 on."""
+    ahead: tuple[SegmentRecord, ...] = ()
+    """Finished ones after a gap, in the input's order: several workers finish in any order."""
+    length: int | None = None
+    """Frames of the input, once it was read to its end while segments were missing; None: not known."""
     chunk_frames: int | None = None
     """Smaller than what was asked for, since memory ran out; None: as asked."""
     tile: int | None = None
@@ -97,11 +103,42 @@ class Manifest:
         """Where the next segment begins."""
         return Position(self.segments[-1].stop, self.segments[-1].next_shot) if self.segments else Position()
 
+    @property
+    def finished(self) -> int:
+        """Frames in all segments that are there."""
+        return sum(s.stop - s.start for s in (*self.segments, *self.ahead))
+
+    @property
+    def gap_end(self) -> int | None:
+        """First frame after ``position`` that is finished already; None: none is."""
+        return self.ahead[0].start if self.ahead else None
+
     def with_segment(self, segment: SegmentRecord, border: Border) -> Manifest:
-        return replace(
-            self, segments=(*self.segments, segment), complete=border.complete, problem=border.problem, end=border.end,
-            exact=self.exact and border.exact,
-        )  # fmt: skip
+        """And the one at ``position``, made by reading the input up to ``border``."""
+        exact = self.exact and border.exact
+        if border.complete:
+            told = replace(self, length=border.position.frame, problem=border.problem, end=border.end, exact=exact)
+        else:
+            told = replace(self, exact=exact)
+        return told.with_finished(segment)
+
+    def with_finished(self, segment: SegmentRecord) -> Manifest:
+        """And that one, wherever it lies. Raises ValueError where it overlaps another."""
+        ahead = sorted((*self.ahead, segment), key=lambda s: s.start)
+        segments = list(self.segments)
+        while ahead and ahead[0].start == (segments[-1].stop if segments else 0):
+            segments.append(ahead.pop(0))
+        _check_order(segments, ahead)
+        return replace(self, segments=tuple(segments), ahead=tuple(ahead)).with_completeness()
+
+    def with_length(self, length: int, problem: str | None, end: int | None, exact: bool) -> Manifest:
+        """Of an input that was read to its end."""
+        told = replace(self, length=length, problem=problem, end=end, exact=self.exact and exact)
+        return told.with_completeness()
+
+    def with_completeness(self) -> Manifest:
+        """``complete`` as length and segments say."""
+        return replace(self, complete=self.length is not None and self.position.frame == self.length)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
@@ -115,10 +152,10 @@ class Manifest:
             raise ValueError(f"it is not readable JSON ({e})") from None
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ValueError(f"it is not a job manifest of format {FORMAT}")
-        segments = data.pop("segments", None)
-        if not isinstance(segments, list):
+        segments, ahead = data.pop("segments", None), data.pop("ahead", None)
+        if not isinstance(segments, list) or not isinstance(ahead, list):
             raise ValueError("its segments are not a list")
-        _check_fields(cls, {**data, "segments": ()})
+        _check_fields(cls, {**data, "segments": (), "ahead": ()})
         asked = data["asked"]
         if not all(isinstance(v, (str, int, float, bool, type(None))) for v in asked.values()):
             raise ValueError("what was asked for is not plain text and numbers")
@@ -126,13 +163,20 @@ class Manifest:
             type(shot) is str and shot.isdecimal() and type(text) is str for shot, text in data["decided"].items()
         ):
             raise ValueError("what was decided is not a routing for each shot")
-        records = tuple(_record(s) for s in segments)
-        stops = [0, *(r.stop for r in records)]
-        if any(r.start != stop for r, stop in zip(records, stops, strict=False)):
-            raise ValueError("its segments do not follow each other")
-        manifest = cls(**{**data, "segments": records})
+        records, later = tuple(_record(s) for s in segments), tuple(_record(s) for s in ahead)
+        _check_order(records, later)
+        manifest = cls(**{**data, "segments": records, "ahead": later})
         manifest.routings  # noqa: B018 - raises where one cannot be read
         return manifest
+
+
+def _check_order(segments: Sequence[SegmentRecord], ahead: Sequence[SegmentRecord]) -> None:
+    stops = [0, *(s.stop for s in segments)]
+    if any(s.start != stop for s, stop in zip(segments, stops, strict=False)):
+        raise ValueError("its segments do not follow each other")
+    stops = [stops[-1] + 1, *(s.stop for s in ahead)]
+    if any(s.start < stop for s, stop in zip(ahead, stops, strict=False)):
+        raise ValueError("its segments after the gap overlap or are out of order")
 
 
 def differences(had: Asked, have: Asked) -> list[str]:

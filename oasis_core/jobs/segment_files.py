@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..plan import Position
 from ..video_io import VideoInfo, VideoWriter, WriterSettings
 from ..video_io.joining import join_videos, packet_order, segment_suffix
 from .fingerprint import hash_file
@@ -27,56 +28,76 @@ class Ready:
     """Of the input's frame."""
 
 
-class SegmentFiles:
-    """Consumes frames and borders in order; each finished segment is recorded in the job's manifest."""
+class SegmentFile:
+    """The file (images: folder) of one segment, while it is written. Raises OSError or ValueError as ``VideoWriter`` does."""
 
-    def __init__(self, folder: JobFolder, width: int, height: int, source: VideoInfo, settings: WriterSettings) -> None:
-        self._folder, self._size, self._settings = folder, (width, height), settings
-        self._source = replace(source, audio=())
+    def __init__(
+        self, path: Path, width: int, height: int, source: VideoInfo, settings: WriterSettings, start: int
+    ) -> None:
+        """``path`` without its ending; ``source``: facts of the whole input; ``start``: number of the first frame."""
+        self._path = path.with_name(path.name + segment_suffix(settings.codec))
+        self._size, self._source, self._settings, self._start = (width, height), source, settings, start
         self._writer: VideoWriter | None = None
         self._first: Ready | None = None
         self._began = time.monotonic()
 
-    def consume(self, item: Ready | Border) -> None:
-        """Raises OSError or ValueError as ``VideoWriter`` does."""
-        if isinstance(item, Border):
-            self._end(item)
-            return
+    def write(self, item: Ready) -> None:
+        """Add the next frame; the first one opens the file."""
         if self._writer is None:
             self._first = item
-            source = replace(self._source, start=item.pts * self._source.time_base)
-            self._writer = VideoWriter(self._path(), *self._size, source, self._settings).__enter__()
+            source = replace(self._source, audio=(), start=item.pts * self._source.time_base)
+            self._writer = VideoWriter(self._path, *self._size, source, self._settings).__enter__()
         self._writer.write(item.rgb[None], [item.pts])
 
-    def _path(self) -> Path:
-        number = len(self._folder.manifest.segments)
-        return self._folder.path / f"segment_{number:05d}{segment_suffix(self._settings.codec)}"
-
-    def _end(self, border: Border) -> None:
+    def finish(self, end: Position) -> SegmentRecord:
+        """Close the file before frame ``end.frame``."""
         assert self._writer is not None
         assert self._first is not None
         writer, self._writer = self._writer, None
         writer.__exit__(None, None, None)
-        start = self._folder.manifest.position.frame
         packets, reorder = (writer.written, 0) if writer.images else packet_order(writer.path)
-        if (packets, writer.written) != (border.position.frame - start,) * 2:
-            raise OSError(
-                f"{writer.path} holds {packets} of {border.position.frame - start} frames: was the disk full?"
-            )
-        now = time.monotonic()
-        record = SegmentRecord(
-            writer.path.name, start, border.position.frame, border.position.shot, self._first.pts, self._first.checksum,
-            reorder, hash_file(writer.path), round(now - self._began, 3),
+        if (packets, writer.written) != (end.frame - self._start,) * 2:
+            raise OSError(f"{writer.path} holds {packets} of {end.frame - self._start} frames: was the disk full?")
+        return SegmentRecord(
+            writer.path.name, self._start, end.frame, end.shot, self._first.pts, self._first.checksum,
+            reorder, hash_file(writer.path), round(time.monotonic() - self._began, 3),
         )  # fmt: skip
-        self._folder.add(record, border)
-        self._began = now
 
     def abort(self) -> None:
-        """Remove the segment that is not finished."""
+        """Remove what is not finished."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             error = InterruptedError("unfinished segment")
             writer.__exit__(type(error), error, None)
+
+
+class SegmentFiles:
+    """Consumes frames and borders in order; each finished segment is recorded in the job's manifest."""
+
+    def __init__(self, folder: JobFolder, width: int, height: int, source: VideoInfo, settings: WriterSettings) -> None:
+        self._folder, self._size, self._settings, self._source = folder, (width, height), settings, source
+        self._file = self._next()
+
+    def _next(self) -> SegmentFile:
+        start = self._folder.manifest.position.frame
+        return SegmentFile(self._folder.path / segment_name(start), *self._size, self._source, self._settings, start)
+
+    def consume(self, item: Ready | Border) -> None:
+        """Raises OSError or ValueError as ``VideoWriter`` does."""
+        if isinstance(item, Border):
+            self._folder.add(self._file.finish(item.position), item)
+            self._file = self._next()
+        else:
+            self._file.write(item)
+
+    def abort(self) -> None:
+        """Remove the segment that is not finished."""
+        self._file.abort()
+
+
+def segment_name(start: int) -> str:
+    """Without its ending; ``start``: number of its first frame."""
+    return f"segment_{start:07d}"
 
 
 def join_segments(folder: JobFolder, writer: VideoWriter) -> None:

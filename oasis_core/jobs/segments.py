@@ -23,6 +23,42 @@ class Segment:
     """First frame that the model must see to make it (earlier ones where colour correction has a memory)."""
 
 
+class BorderFinder:
+    """``plan_segments`` for an input whose length and cuts come to light frame by frame.
+
+    Args:
+        start: where the first segment begins; chunks of its shot are counted from there.
+        size, overlap, factor, full: as for ``plan_segments``.
+    """
+
+    def __init__(self, start: Position, size: int, overlap: int, factor: int, full: int) -> None:
+        self._stride, self._overlap, self._factor, self._full = size - overlap, overlap, factor, full
+        self._begun, self._frame, self._shot = start.frame, start.frame, start.shot
+        inside = start.frame - start.shot
+        self._next = (latent_length(inside, factor) if inside else 0) + self._stride
+
+    def add(self, begins_shot: bool) -> Position | None:
+        """Take the next frame; the end of a segment that has become certain with it, if one has.
+
+        ``begins_shot`` says nothing new of the very first frame and is not looked at there.
+        """
+        frame, self._frame = self._frame, self._frame + 1
+        if begins_shot and frame != self._begun:
+            self._shot, self._next = frame, self._stride
+            return self._end(Position(frame, frame))
+        if self._next + self._overlap < latent_length(frame - self._shot + 1, self._factor):
+            found = Position(self._shot + frame_count(self._next, self._factor), self._shot)
+            self._next += self._stride
+            return self._end(found)
+        return None
+
+    def _end(self, found: Position) -> Position | None:
+        if not ends_segment(found.frame - self._begun, found.frame == found.shot, self._full):
+            return None
+        self._begun = found.frame
+        return found
+
+
 def ends_segment(held: int, begins_shot: bool, full: int) -> bool:
     """Whether a segment of ``held`` frames ends where a stream can begin: full, or half full and the place is a cut."""
     return held >= full or (begins_shot and 2 * held >= full)

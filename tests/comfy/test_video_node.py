@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,31 @@ def test_interrupted_it_goes_on_where_it_was(
     through, _, _ = read_clip(saved(client, whole, "up", tmp_path))
     assert torch.equal(frames, through)
     assert unfinished(base_directory) == []
+
+
+def has_ray(comfyui: Any) -> bool:
+    found = subprocess.run([str(comfyui.python), "-c", "import ray"], capture_output=True)
+    return found.returncode == 0
+
+
+@pytest.mark.slow
+def test_ray_makes_what_this_process_makes(
+    client: Any, comfyui: Any, loaded: dict[str, Any], base_directory: Path, tmp_path: Path
+) -> None:
+    if not has_ray(comfyui):
+        pytest.skip("ComfyUI's Python has no Ray")
+    here, _, _ = read_clip(saved(client, client.run({**loaded, "up": node("video")}), "up", tmp_path))
+    run = client.run({**loaded, "up": node("video", engine="all GPUs", filename_prefix="video/ray")})
+    there, _, sound = read_clip(saved(client, run, "up", tmp_path))
+    assert torch.equal(here, there)
+    assert sound > 1
+    assert unfinished(base_directory) == []
+
+
+def test_an_engine_without_an_address_is_one_clear_line(client: Any, loaded: dict[str, Any]) -> None:
+    run = client.run({**loaded, "up": node("video", engine="Ray address", ray_address=" ")})
+    assert run.end == "execution_error"
+    assert run.error == "engine is Ray address, but ray_address is empty: give auto or HOST:PORT"
 
 
 def test_what_cannot_be_done_is_one_clear_line(client: Any, loaded: dict[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""Frames per second of ``oasis upscale --engine ray`` on 1, 2... GPUs: python benchmarks/ray_scaling.py [WORKERS ...]
+
+A clip of 2000 frames (320x180, x4) with the model that ships, or ``--model FILE``; each number of workers makes the whole of it,
+without the start of Ray and the loading of the model, with joining. The output of every run is compared with the first's, packet
+by packet. ``--full`` takes random weights in the shape of the full model (Wan2.1-1.3B's): speed does not depend on them.
+``--cpu`` runs on CPU workers. Writes ``results/ray_scaling.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import platform
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from oasis_core.checkpoints import EMBEDDED, save_checkpoint
+from oasis_core.checkpoints.metadata import Metadata
+from oasis_core.engines.film import FilmRequest
+from oasis_core.engines.ray_job import RaySettings, upscale_on_ray
+from oasis_core.engines.worker import Source, WorkerSettings
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.pipeline import UpscaleSettings
+from oasis_core.routing import RoutingSpec
+from oasis_core.video_io import WriterSettings
+from oasis_core.video_job import JobSettings
+
+
+def make_clip(path: Path, frames: int, width: int, height: int) -> None:
+    """Moving squares, a cut every 200 frames."""
+    draw = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(24))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        picture = np.zeros((1, 1, 3), np.uint8)
+        for i in range(frames):
+            if i % 200 == 0:
+                small = draw.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+                picture = small.repeat(16, 0).repeat(16, 1)
+            moved = np.ascontiguousarray(np.roll(picture, i, 1)[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def full_model(path: Path) -> None:
+    """Random weights: 30 blocks of 1536, 12 heads, a pixel decoder."""
+    config = OasisConfig(
+        name="full-shape", unshuffle=(4, 8, 8), latent_channels=16, dim=1536, depth=30, heads=12, ffn_dim=8960,
+        freq_dim=256, decoder=PixelDecoderConfig(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = OasisModel(config).to(torch.bfloat16)
+    save_checkpoint(path, model, Metadata(config, RoutingSpec.by_ratio(30, 12, 0.25, 0.35), "Apache-2.0"))
+
+
+def packets(path: Path) -> str:
+    digest = hashlib.sha256()
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            digest.update(f"{packet.pts} ".encode() + bytes(packet))
+    return digest.hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--size", type=int, nargs=2, default=[320, 180], metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--scale", type=float, default=4.0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ray_scaling.json")
+    args = parser.parse_args()
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        clip, model = folder / "clip.mp4", args.model
+        make_clip(clip, args.frames, *args.size)
+        if args.full:
+            model = str(folder / "full.safetensors")
+            full_model(Path(model))
+        settings = WorkerSettings(
+            model, None, UpscaleSettings(scale=args.scale), "cpu" if args.cpu else "cuda", "auto", "auto", False
+        )
+        first = None
+        for workers in args.workers:
+            out = folder / f"{workers}.mp4"
+            [result] = upscale_on_ray(
+                [FilmRequest(Source(clip), out)], settings, WriterSettings(), JobSettings(), RaySettings(None, workers)
+            )
+            if result.done is None:
+                raise SystemExit(result.error)
+            first = first or packets(out)
+            same, rate = packets(out) == first, result.done.frames / result.done.seconds
+            results[str(workers)] = {"frames_per_second": round(rate, 2), "seconds": round(result.done.seconds, 1)}
+            base = next(iter(results.values()))["frames_per_second"]
+            print(f"{workers} workers: {rate:.2f} frames per second, {rate / base:.2f} x, same packets: {same}")
+            if not same:
+                raise SystemExit("the results differ")
+    device = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    text = {
+        "date": datetime.date.today().isoformat(), "device": "cpu" if args.cpu else device,
+        "torch": torch.__version__, "model": "full shape, random" if args.full else args.model,
+        "frames": args.frames, "size": args.size, "scale": args.scale, "results": results,
+    }  # fmt: skip
+    args.out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

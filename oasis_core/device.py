@@ -1,0 +1,36 @@
+"""Device and number format by name: what was asked for, or a refusal that says why."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: CUDA, else Apple's MPS, else CPU. Raises ValueError for one that this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdigit()):
+        raise ValueError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N, mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {name} was asked for, but this torch ({torch.__version__}) sees no CUDA GPU; use cpu or auto"
+        )
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise ValueError(f"device {name} was asked for, but there are {torch.cuda.device_count()} CUDA GPUs")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps was asked for, but this machine has no usable Apple GPU; use cpu or auto")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: bf16 on CUDA GPUs that have it, else fp32. Raises ValueError for an unknown name."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]

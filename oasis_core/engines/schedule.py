@@ -1,0 +1,171 @@
+"""Who makes which segment next: retries, lost workers, second attempts at the tail. No clock, no processes.
+
+The simulator (``benchmarks/scale_sim.py``) runs this same code.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Set
+from dataclasses import dataclass
+from enum import Enum
+from statistics import median
+
+Key = tuple[int, int]
+"""Number of the file in the job, first frame of the segment."""
+
+ATTEMPTS = 3
+"""Times that a segment may raise: as it was planned, again elsewhere, then smaller."""
+LOSSES = 3
+"""Workers that a segment may take with it."""
+SLOW = 1.5
+"""Times the usual duration after which an idle worker begins the segment too, once nothing else is left."""
+
+
+class Failure(Enum):
+    """How an attempt ended that made nothing."""
+
+    ERROR = "error"
+    MEMORY = "memory"
+    """The device's memory ran out: only less helps."""
+    LOST = "lost"
+    """The worker died."""
+    FINAL = "final"
+    """No other attempt can help."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One worker, one segment."""
+
+    key: Key
+    worker: int
+    number: int
+    """Unlike that of any other attempt."""
+    smaller: int = 0
+    """Times that the plan is made smaller (``jobs.shrink``)."""
+
+
+@dataclass
+class _Segment:
+    frames: int
+    smaller: int = 0
+    raised: int = 0
+    last: int | None = None
+    """Worker on which it raised last."""
+    running: int = 0
+
+
+class Schedule:
+    """Segments are added while they come to light, and given to workers that ask."""
+
+    def __init__(self) -> None:
+        self._segments: dict[Key, _Segment] = {}
+        """Those that are neither done nor given up."""
+        self._waiting: deque[Key] = deque()
+        self._running: dict[Attempt, float] = {}
+        self._paces: deque[float] = deque(maxlen=99)
+        """Seconds for a frame, of finished attempts."""
+        self._lost: Counter[Key] = Counter()
+        self._number = 0
+        self._closed = False
+
+    def add(self, key: Key, frames: int) -> None:
+        """One more segment."""
+        self._segments[key] = _Segment(frames)
+        self._waiting.append(key)
+
+    def close(self) -> None:
+        """No segment will be added any more."""
+        self._closed = True
+
+    @property
+    def over(self) -> bool:
+        """Whether every segment is done or given up."""
+        return self._closed and not self._segments
+
+    @property
+    def open(self) -> Set[Key]:
+        """Segments that are neither done nor given up."""
+        return self._segments.keys()
+
+    @property
+    def waiting(self) -> int:
+        """Segments that no worker has."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> tuple[Attempt, ...]:
+        return tuple(self._running)
+
+    def pace(self) -> float | None:
+        """Seconds that a worker usually takes for a frame; None before the first segment is done."""
+        return median(self._paces) if self._paces else None
+
+    def give(self, worker: int, now: float, others: bool) -> Attempt | None:
+        """What an idle worker shall do; None: nothing yet.
+
+        ``others``: whether there are other workers, so that one on which a segment has raised can leave it to them.
+        """
+        for key in self._waiting:
+            if others and self._segments[key].last == worker:
+                continue
+            self._waiting.remove(key)
+            return self._begin(key, worker, now)
+        if self._waiting or not self._closed:
+            return None
+        late = [a for a, began in self._running.items() if self._is_late(a, now - began)]
+        late = [a for a in late if self._segments[a.key].running == 1]
+        if not late:
+            return None
+        return self._begin(min(late, key=lambda a: self._running[a]).key, worker, now)
+
+    def _is_late(self, attempt: Attempt, seconds: float) -> bool:
+        pace, segment = self.pace(), self._segments.get(attempt.key)
+        return pace is not None and segment is not None and seconds > SLOW * pace * segment.frames
+
+    def _begin(self, key: Key, worker: int, now: float) -> Attempt:
+        segment = self._segments[key]
+        segment.running += 1
+        self._number += 1
+        attempt = Attempt(key, worker, self._number, segment.smaller)
+        self._running[attempt] = now
+        return attempt
+
+    def done(self, attempt: Attempt, now: float) -> bool:
+        """The attempt made its segment. False where another one was faster."""
+        began = self._running.pop(attempt)
+        segment = self._segments.pop(attempt.key, None)
+        if segment is None:
+            return False
+        self._paces.append((now - began) / segment.frames)
+        if attempt.key in self._waiting:
+            self._waiting.remove(attempt.key)
+        return True
+
+    def rivals(self, key: Key) -> tuple[Attempt, ...]:
+        """Attempts at a segment that still run."""
+        return tuple(a for a in self._running if a.key == key)
+
+    def failed(self, attempt: Attempt, how: Failure) -> bool:
+        """The attempt made nothing. True where its segment is given up with it."""
+        del self._running[attempt]
+        segment = self._segments.get(attempt.key)
+        if segment is None:
+            return False
+        segment.running -= 1
+        if how is Failure.LOST:
+            self._lost[attempt.key] += 1
+        elif how is Failure.MEMORY:
+            segment.smaller = max(segment.smaller, attempt.smaller + 1)
+        else:
+            segment.raised, segment.last = segment.raised + 1, attempt.worker
+            segment.smaller = max(segment.smaller, int(segment.raised == ATTEMPTS - 1))
+        hopeless = how is Failure.FINAL or segment.raised >= ATTEMPTS or self._lost[attempt.key] >= LOSSES
+        if segment.running:
+            return False  # the other attempt decides
+        if hopeless:
+            del self._segments[attempt.key]
+            return True
+        self._waiting.appendleft(attempt.key)
+        return False

@@ -1,0 +1,223 @@
+"""What runs beside each GPU: a model that stays loaded, and one segment after the other. Plain Python; Ray makes it an actor."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from ..attention.backends import backend_for
+from ..checkpoints import load_checkpoint, resolve
+from ..device import choose_device, choose_dtype
+from ..jobs.fingerprint import hash_model
+from ..jobs.manifest import SegmentRecord
+from ..jobs.one_segment import make_segment
+from ..jobs.remembered import free_memory_mib, recall, remember
+from ..jobs.scan import SegmentTask
+from ..jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
+from ..model.fuse import fuse_model
+from ..pipeline import Upscaler, UpscaleSettings
+from ..routing.spec import RoutingSpec
+from ..video_io import Deinterlace, VideoReader, WriterSettings
+from .far_files import MODEL, FarFiles, Shared, fetch
+from .schedule import Failure
+
+log = logging.getLogger(__name__)
+
+DISK = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Errors of the place that the result goes to: no other worker can help."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What every worker of a job loads."""
+
+    model: str
+    """Checkpoint file or embedded model."""
+    routing: str | None
+    """JSON; None: the checkpoint's."""
+    settings: UpscaleSettings
+    device: str
+    dtype: str
+    attention: str
+    compile: bool
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What one worker is."""
+
+    host: str
+    device: str
+    dtype: str
+    """A name that ``choose_dtype`` takes."""
+    model: str
+    """``hash_model``."""
+    encoder: str
+    """libavcodec's version."""
+    memory: int | None
+    """Free on the device when the model was loaded, MiB; None where that is not told."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input as ``VideoReader`` takes it."""
+
+    path: Path
+    fps: Fraction | None = None
+    deinterlace: Deinterlace | None = None
+
+    def open(self) -> VideoReader:
+        """Raises as ``VideoReader`` does."""
+        return VideoReader(self.path, self.fps, self.deinterlace)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One attempt at one segment."""
+
+    attempt: int
+    """``Attempt.number``."""
+    source: Source
+    task: SegmentTask
+    file: Path
+    """Where the segment goes, without its ending."""
+    writer: WriterSettings
+    chunk_frames: int | None
+    """The job's plan, as in ``Manifest``."""
+    tile: int | None
+    smaller: int
+    """Times that this segment's plan is made smaller than that."""
+    shared: Shared
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an order: a finished segment, or how it failed."""
+
+    record: SegmentRecord | None
+    how: Failure | None = None
+    error: str = ""
+    """One line."""
+    disk: bool = False
+    """The place that the result goes to is full or cannot be written."""
+    plan: str = ""
+    """The smaller plan that made it, in words; empty: the job's own."""
+    here: bool = True
+    """Whether the file is where the order wanted it; False: it waits at the worker."""
+
+
+class Stopped(Exception):
+    """An attempt was told to end."""
+
+
+class SegmentWorker:
+    """Loaded once; ``make`` runs in one thread, ``progress`` and ``stop`` may be called from another."""
+
+    def __init__(self, settings: WorkerSettings, server: Any = None, text: str = "") -> None:
+        """
+        Args:
+            server: handle of the ``FileServer`` that has the model, where it is not found here; ``text``: as in ``Shared``.
+
+        Raises:
+            ValueError, OSError: model, device or number format cannot be had.
+        """
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+        model = resolve(settings.model)
+        if not model.is_file() and server is not None:
+            model = fetch(server, MODEL, model, text)
+        checkpoint = load_checkpoint(model, device, dtype)
+        routing = checkpoint.routing if settings.routing is None else RoutingSpec.from_json(settings.routing)
+        checkpoint.model.dit.attention = backend_for(settings.attention, device)
+        if settings.compile:
+            fuse_model(checkpoint.model, dynamic=None)
+        self._upscaler = Upscaler(checkpoint.model, routing, settings.settings)
+        name = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(dtype).removeprefix("torch.")]
+        encoder = ".".join(map(str, av.library_versions["libavcodec"]))
+        self._free = free_memory_mib(self._upscaler)
+        self._facts = WorkerFacts(
+            socket.gethostname(), str(device), name, hash_model(checkpoint.model), encoder, self._free
+        )
+        self._lock = threading.Lock()
+        self._now, self._done, self._stopped = 0, 0.0, 0
+        self._reader: tuple[Source, VideoReader] | None = None
+        self._far = FarFiles()
+
+    def facts(self) -> WorkerFacts:
+        return self._facts
+
+    def files(self, question: str, *values: Any) -> Any:
+        """A method of ``FarFiles``."""
+        return getattr(self._far, question)(*values)
+
+    def recalled(self, height: int, width: int) -> tuple[int, int | None] | None:
+        """Chunk and tile that worked here for input of that size, where those asked for did not."""
+        found = recall(self._upscaler, height, width)
+        return None if found is None else (found.settings.chunk_frames, found.settings.tile)
+
+    def progress(self) -> tuple[int, float]:
+        """Number of the present attempt, and its frames so far."""
+        with self._lock:
+            return self._now, self._done
+
+    def stop(self, attempt: int) -> None:
+        """End an attempt, if it is the present one."""
+        with self._lock:
+            self._stopped = attempt
+
+    def make(self, order: Order) -> Outcome:
+        """One segment. Errors come back as an outcome: none of them ends the worker."""
+        with self._lock:
+            self._now, self._done = order.attempt, 0.0
+        try:
+            return self._make(order)
+        except Stopped:
+            return Outcome(None, Failure.ERROR, "stopped")
+        except MemoryError as e:
+            return Outcome(None, Failure.FINAL, _line(e))
+        except Exception as e:  # whatever it is, the job's other segments can be made: the driver tells it by name
+            if is_out_of_memory(e):
+                outcome = Outcome(None, Failure.MEMORY, _line(e))
+            else:
+                disk = isinstance(e, OSError) and e.errno in DISK and self._far.shares(order.shared)
+                outcome = Outcome(None, Failure.ERROR, f"{type(e).__name__}: {_line(e)}", disk)
+        free_memory()  # out of the except block: until here the error holds the frames of the failed call
+        return outcome
+
+    def _make(self, order: Order) -> Outcome:
+        source, file, here = self._far.places(order.source.path, order.file, order.shared)
+        reader = self._open(replace(order.source, path=source))
+        height, width = reader.info.height, reader.info.width
+        upscaler = with_plan(self._upscaler, order.chunk_frames, order.tile)
+        for _ in range(order.smaller):
+            upscaler = shrunk(upscaler, height, width)
+        record = make_segment(reader, upscaler, order.task, file, order.writer, self._advance, self._poll)
+        if order.smaller:
+            remember(self._upscaler, upscaler, height, width, self._free)
+        return Outcome(record, plan=told(upscaler.settings) if order.smaller else "", here=here)
+
+    def _open(self, source: Source) -> VideoReader:
+        if self._reader is None or self._reader[0] != source:
+            self._reader = (source, source.open())
+        return self._reader[1]
+
+    def _advance(self, done: float, total: int | None) -> None:
+        with self._lock:
+            self._done = done
+
+    def _poll(self) -> None:
+        with self._lock:
+            if self._stopped == self._now:
+                raise Stopped
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -1,0 +1,69 @@
+"""One segment of a job, made by itself: frame for frame what a single pass over the whole input gives there."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import closing
+from pathlib import Path
+
+from ..pipeline import Poll, Upscaler
+from ..plan import Position
+from ..progress import Progress, Tally
+from ..video_io import VideoReader, WriterSettings
+from .manifest import SegmentRecord
+from .overlap import ReadAhead, WriteBehind
+from .scan import SegmentTask
+from .segment_files import Ready, SegmentFile
+from .stamps import READ_AHEAD, WRITE_BEHIND, noting_stamps
+
+
+def make_segment(
+    reader: VideoReader,
+    upscaler: Upscaler,
+    task: SegmentTask,
+    path: Path,
+    writer: WriterSettings,
+    on_progress: Progress | None = None,
+    poll: Poll | None = None,
+) -> SegmentRecord:
+    """Write the segment's file, or nothing where an error ends it.
+
+    Args:
+        upscaler: with the plan that ``task`` was made for, or a smaller one: then the frames are close to, not exactly those
+            of that plan.
+        path: without its ending.
+        on_progress: told of this segment's frames alone.
+        poll: as in ``Upscaler.stream``.
+
+    Raises:
+        OSError, ValueError: input, model's output or disk; one line.
+    """
+    geometry = upscaler.geometry(reader.info.height, reader.info.width)
+    start = task.start.frame
+    first = upscaler.first_needed(task.start)
+    stamps: deque[tuple[int, int]] = deque()
+    file = SegmentFile(path, geometry.out_w, geometry.out_h, reader.info, writer, start)
+    tally = Tally(on_progress, task.frames)
+    try:
+        with (
+            ReadAhead(reader.frames(first, task.known), READ_AHEAD) as ahead,
+            WriteBehind(file.write, WRITE_BEHIND) as behind,
+        ):
+            frames = noting_stamps(ahead, stamps, start - first)
+            at = start
+            with closing(upscaler.parts(frames, task.start, poll, tally)) as parts:  # type: ignore[type-var]
+                for part in parts:
+                    if at == start and stamps[0] != (task.pts, task.checksum):
+                        raise ValueError(f"{reader.path}: frame {start} is not what it was when the job was planned")
+                    wanted = part.frames[: task.stop - at]
+                    for rgb in wanted:
+                        behind.put(Ready(rgb, *stamps.popleft()))
+                    at += len(wanted)
+                    tally.finished(len(wanted))
+                    if at == task.stop:
+                        break
+        if at < task.stop:
+            raise OSError(f"{reader.path} ends before frame {at}; planned were {task}")
+        return file.finish(Position(task.stop, task.next_shot))
+    finally:
+        file.abort()

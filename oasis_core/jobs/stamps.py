@@ -1,0 +1,23 @@
+"""Frames on their way to the model, and what of them the writer needs again on the other side."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from ..video_io import Frame
+
+READ_AHEAD = 4
+"""Input frames that wait for the model."""
+WRITE_BEHIND = 2
+"""Output frames that wait for the encoder; four times enlarged they are 16 times larger."""
+
+
+def noting_stamps(frames: Iterable[Frame], stamps: deque[tuple[int, int]], skip: int) -> Iterator[Tensor]:
+    """The pictures; time stamps and checksums of all but the first ``skip`` go to ``stamps``."""
+    for number, frame in enumerate(frames):
+        if number >= skip:
+            stamps.append((frame.pts, frame.checksum))
+        yield frame.rgb

@@ -1,0 +1,79 @@
+"""A tiny random model and a clip of several shots, for jobs that several workers share."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from oasis_core.checkpoints import save_checkpoint
+from oasis_core.checkpoints.metadata import Metadata
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.routing import RoutingSpec
+
+FRAMES, CUT = 60, 23
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = OasisConfig(
+        name="random", unshuffle=(1, 8, 8), latent_channels=4, dim=24, depth=1, heads=2, ffn_dim=24, freq_dim=8,
+        decoder=PixelDecoderConfig(width=4, blocks=1, hr_width=4, hr_blocks=0),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = OasisModel(config)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    save_checkpoint(path, network, Metadata(config, RoutingSpec.by_ratio(1, 2, 0.5, 0.5), "Apache-2.0"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shots of moving squares with B-frames, a key frame every 10 frames, uneven time stamps, and sound."""
+    return make_clip(tmp_path_factory.mktemp("clip") / "in.mkv", 0)
+
+
+def make_clip(path: Path, seed: int, frames: int = FRAMES) -> Path:
+    """64x64."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "10", "bf": "2", "x264-params": "scenecut=0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream("aac", rate=48000, layout="mono")
+        for i in range(frames):
+            picture = np.roll(noise if i < CUT else 255 - noise.transpose(1, 0, 2), i, 0)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = 40 * i + 7 * (i % 3), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        for start in range(0, frames * 1920, 1024):
+            tone = (np.sin(np.arange(start, start + 1024) / 20) * 8000).astype(np.int16)[None]
+            heard = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+            heard.sample_rate, heard.pts, heard.time_base = 48000, start, Fraction(1, 48000)
+            container.mux(sound.encode(heard))
+        container.mux(sound.encode(None))
+    return path
+
+
+# Twice enlarged to 128x128: of 64x64 x264's macroblock-tree code in assembler makes other packets from run to run.
+def options(model: Path, codec: str = "ffv1") -> list[str]:
+    """Of ``oasis upscale``."""
+    return [
+        *("--model", str(model), "--device", "cpu", "--scale", "2", "--chunk", "5", "--overlap", "1"),
+        *("--segment", "6", "--codec", codec),
+    ]
+
+
+def content(path: Path) -> tuple[list[tuple[bytes, object]], list[bytes]]:
+    """Every picture with its time, and every packet of sound."""
+    with av.open(str(path)) as container:
+        pictures = [(f.to_ndarray(format="rgb24").tobytes(), f.time) for f in container.decode(video=0)]
+    with av.open(str(path)) as container:
+        return pictures, [bytes(p) for p in container.demux(audio=0) if p.size]
