@@ -1,5 +1,6 @@
 """Latent to pixels."""
 
 from .pixel import PixelDecoder
+from .wan import DecodePlan, DecoderState, WanDecoder
 
-__all__ = ["PixelDecoder"]
+__all__ = ["DecodePlan", "DecoderState", "PixelDecoder", "WanDecoder"]

@@ -1,0 +1,67 @@
+"""Our Wan decoder and DiT beside ComfyUI's classes, in ComfyUI's environment: random weights, whole clips."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oasis_core.checkpoints.vae_names import ORIGINAL
+from oasis_core.model.vae_config import WanDecoderConfig
+
+pytestmark = pytest.mark.comfy
+TOLERANCE = 1e-4
+"""Largest error as a share of the output's standard deviation."""
+
+
+def neighbour(name: str) -> ModuleType:
+    """A test file of the folder above: tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+wan = neighbour("test_wan_decoder")
+
+
+def theirs(  # type: ignore[no-untyped-def]
+    comfyui, folder: Path, kind: str, arguments: dict[str, object], tensors: dict[str, Tensor], weights: dict[str, Tensor],
+    may_miss: tuple[str, ...] = (),
+) -> Tensor:  # fmt: skip
+    """What ComfyUI's class makes of it."""
+    job, out = folder / "job.safetensors", folder / "out.safetensors"
+    said = {"class": kind, "arguments": json.dumps(arguments), "may_miss": json.dumps(may_miss)}
+    save_file({**tensors, **{f"weights.{n}": t.contiguous() for n, t in weights.items()}}, job, metadata=said)
+    script = Path(__file__).with_name("vae_reference.py")
+    command = [str(comfyui.python), str(script), str(comfyui.folder), str(job), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui.folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out)["out"]
+
+
+@pytest.mark.parametrize(("width", "t"), [(8, 1), (8, 2), (16, 5), pytest.param(96, 3, marks=pytest.mark.slow)])
+@torch.inference_mode()
+def test_decoder(comfyui, tmp_path: Path, width: int, t: int) -> None:  # type: ignore[no-untyped-def]
+    config = WanDecoderConfig() if width == 96 else replace(wan.SMALL, width=width)
+    decoder = wan.random_decoder(config)
+    z = wan.latent(config, t, 4, 3)
+    weights = {n: x for n, x in wan.as_file(decoder, ORIGINAL, "").items() if not n.startswith(wan.ENCODER)}
+    arguments = {"dim": width, "z_dim": config.latent_channels, "temperal_downsample": [False, True, True]}
+    result = theirs(
+        comfyui, tmp_path, "WanVAE", arguments, {"z": wan.denormalised(z, config)}, weights, wan.ENCODER
+    )  # fmt: skip
+    ours = decoder(z)
+    assert ours.shape == result.shape
+    assert result.std() > 0.1
+    assert (ours - result).abs().max() < TOLERANCE * result.std()
