@@ -22,6 +22,7 @@ from .color import ColorCorrector, ColorMethod
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
+from .model.decoders import DecoderState
 from .patchify import latent_length
 from .plan import ChunkCursor, Position, plan_tiles, warm_up_start
 from .progress import Progress, Tally
@@ -209,12 +210,12 @@ class Upscaler:
         numbered = by_shot(frames, self.first_needed(start), begin, start.shot, detector)
         for shot, members in groupby(numbered, key=itemgetter(0)):
             groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
-            at, color = max(shot, begin), ColorCorrector(self.settings.color)
+            at, color, state = max(shot, begin), ColorCorrector(self.settings.color), self.model.decoder_state()
             for group, z_h, restartable in self._restored(groups, poll, tally):
                 if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
                     if poll is not None:
                         poll()
-                    frames_out = self._decode(group, z_h, color)
+                    frames_out = self._decode(group, z_h, color, state)
                     if at >= start.frame:
                         yield Part(frames_out, Position(at, shot), restartable)
                 at += group.count
@@ -288,12 +289,12 @@ class Upscaler:
         asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
         return tile, min(round(asked / pixels), max(0, tile - 1))
 
-    def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector) -> Tensor:
+    def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector, state: DecoderState | None) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
         geometry = self.geometry(*group.frames.shape[1:3])
         pixels = self._pixels(group)
         narrow = pixels.to(z_h.dtype)
         # What the number format took from the input comes back: bf16 alone bands in 10 bits.
-        sr = self.model.decode(z_h, narrow, first=group.first).float() + (pixels - narrow.float())
+        sr = self.model.decode(z_h, narrow, first=group.first, state=state).float() + (pixels - narrow.float())
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[: group.count] for x in (sr, pixels))
         return color.correct((sr + 1) / 2, (reference + 1) / 2).cpu()

@@ -15,6 +15,7 @@ from ..attention import TokenGrid, routed_attention
 from ..attention.backends import SDPA, Backend
 from ..routing.spec import RoutingSpec
 from .config import OasisConfig
+from .fold import FoldedFor, fold
 from .layers import Block, Head, rope_table, timestep_embedding
 
 CPU_TOKENS = 1024
@@ -41,6 +42,8 @@ class DiT(nn.Module):
         self.head = Head(dim, pt * ph * pw * c)
         self.attention = SDPA
         """What runs the attention (``attention.backends.backend_for``)."""
+        self.folded: FoldedFor | None = None
+        """What the weights were folded for (``fold``), if they were."""
         self.checkpoint_blocks = False
         """Training: keep only each block's input, and compute the block again in the backward pass."""
         self.context = nn.Parameter(torch.zeros(1, config.context_length, dim)) if config.context_length else None
@@ -63,6 +66,10 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.head.weight)
         if self.context is not None:
             nn.init.normal_(self.context, std=0.02)
+
+    def fold(self, routing: RoutingSpec, fidelity: float = 0.0) -> None:
+        """Turn all that is constant at inference into plain weights, in place; see ``model.fold``."""
+        fold(self, routing, fidelity)
 
     def grid(self, z: Tensor) -> TokenGrid:
         """Token grid of a latent ``(B, C, t, h, w)``. Raises ValueError where the patch does not divide it."""
@@ -108,7 +115,11 @@ class DiT(nn.Module):
         grid = self.grid(z)
         routing.check_fits(self.config.depth, self.config.heads)
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
-        time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
+        if self.folded is None:
+            time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
+        else:
+            routing, time = self._as_folded(routing, observe, timestep), z.new_empty(0)
+            modulation = time
         x = self.tokens(z)
         for layer in range(self.config.depth):
             if poll is not None:
@@ -123,6 +134,20 @@ class DiT(nn.Module):
         return rearrange(
             self.head(x, time), "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=grid.t, h=grid.h, p=pt, q=ph, r=pw
         )
+
+    def _as_folded(self, routing: RoutingSpec, observe: Observer | None, timestep: Tensor | None) -> RoutingSpec:
+        """The routing of the heads in their new places. Raises ValueError where something else is asked for."""
+        assert self.folded is not None
+        if routing != self.folded.routing or observe is not None:
+            raise ValueError("the transformer is folded for another routing, or for upscaling alone; load it again")
+        wanted = timestep_embedding(
+            self.config.timestep_at(self.folded.fidelity), self.config.freq_dim, torch.device("cpu")
+        )
+        if timestep is not None and not torch.equal(timestep.cpu(), wanted):
+            raise ValueError(
+                f"the transformer is folded for fidelity {self.folded.fidelity}; load it again for another"
+            )
+        return self.folded.grouped
 
     def _block(
         self,

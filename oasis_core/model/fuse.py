@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .fold import FoldedBlock
 from .layers import Block
 from .oasis import OasisModel
 
@@ -21,7 +22,7 @@ def fuse_model(model: OasisModel, dynamic: bool | None = False) -> None:
         RuntimeError: the compiler is missing or fails; one line with the remedy.
     """
     for block in model.dit.blocks:
-        assert isinstance(block, Block)
+        assert isinstance(block, Block | FoldedBlock)
         block.before = _compiled(block.before, dynamic)  # type: ignore[method-assign]
         block.after = _compiled(block.after, dynamic)  # type: ignore[method-assign]
     model.decoder.forward = _compiled(model.decoder.forward, dynamic)  # type: ignore[method-assign]

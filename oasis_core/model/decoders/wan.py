@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from ...plan import Span
 from ..vae_config import WanDecoderConfig
 
-TIME, SPACE = 4, 8
-"""Frames and pixels per side of one latent position (the first latent frame is one frame)."""
 PAST = 2
 """Frames that a convolution in time looks back."""
 COARSE = 4
