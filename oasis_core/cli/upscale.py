@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..attention.backends import NAMES as ATTENTION_NAMES
 from ..attention.backends import backend_for
 from ..checkpoints import EMBEDDED, load_checkpoint, resolve
+from ..checkpoints.decoder import load_decoder
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
 from ..model.fuse import fuse_model
@@ -45,6 +46,8 @@ class Job:
     keep: JobSettings = JobSettings()
     attention: str = "auto"
     compile: bool = False
+    decoder: Path | None = None
+    allow_untrained: bool = False
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,6 +59,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--size", help="exact size instead of --scale: 1920x1080, or 1920x or x1080 (aspect kept)")
     parser.add_argument("--model", default=EMBEDDED, help=f"checkpoint file, or an embedded model (default {EMBEDDED})")
     parser.add_argument("--routing", type=Path, help="head routing as JSON, instead of the checkpoint's")
+    parser.add_argument(
+        "--decoder", type=Path, help="Wan 2.1 VAE or taew2_1 file, for full-size models: they hold no decoder"
+    )
+    parser.add_argument(
+        "--allow-untrained", action="store_true", help="run a converted model that was never trained: noise comes out"
+    )
     methods = ", ".join(m.value for m in ColorMethod)
     parser.add_argument(
         "--color", default=ColorMethod.WAVELET.value, help=f"colour correction: {methods} (default wavelet)"
@@ -111,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
     job = Job(
         args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep,
-        args.attention, args.compile,
+        args.attention, args.compile, args.decoder, args.allow_untrained,
     )  # fmt: skip
     if args.plan:
         print(plan(job))
@@ -158,7 +167,12 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     reader = VideoReader(job.source, job.fps, job.deinterlace)
     reader.check_progressive()
     device = choose_device(job.device)
-    checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
+    dtype = choose_dtype(job.dtype, device)
+    checkpoint = load_checkpoint(resolve(job.model), device, dtype)
+    if not job.allow_untrained:
+        checkpoint.check_trained()
+    if job.decoder is not None:
+        checkpoint.model.attach_decoder(load_decoder(job.decoder, device, dtype))
     routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
     checkpoint.model.dit.attention = backend_for(job.attention, device)
     if job.compile:

@@ -33,6 +33,22 @@ class OasisModel(nn.Module):
         if isinstance(self.decoder, PixelDecoder):
             self.decoder.init_weights()
 
+    def attach_decoder(self, decoder: nn.Module) -> None:
+        """Decode with ``decoder`` from now on.
+
+        Raises:
+            ValueError: the model brings its own kind of decoder, or its latent is another one.
+        """
+        sizes = self.config.decoder
+        if isinstance(sizes, PixelDecoderConfig):
+            raise ValueError(f"model {self.config.name!r} has a decoder of its own and takes no other")
+        if decoder.config.latent_channels != self.config.latent_channels:  # type: ignore[union-attr]
+            raise ValueError(
+                f"decoder is for {decoder.config.latent_channels} latent channels, the model has "  # type: ignore[union-attr]
+                f"{self.config.latent_channels}; give a Wan 2.1 VAE"
+            )
+        self.decoder = decoder
+
     def decoder_state(self) -> DecoderState | None:
         """What to hand to every ``decode`` of one stream; None where decoding needs no memory.
 
