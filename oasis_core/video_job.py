@@ -105,6 +105,7 @@ def upscale_video(
     if source.exists() and target.exists() and source.samefile(target):
         raise ValueError(f"output is the input itself ({target}); give another file")
     reader.check_progressive()
+    upscaler = upscaler.restarting(job.segment_frames)
     geometry = upscaler.geometry(reader.info.height, reader.info.width)
     size = (geometry.out_w, geometry.out_h)
     _tell_depth(reader, writer)
@@ -148,7 +149,9 @@ def _tell_depth(reader: VideoReader, writer: WriterSettings) -> None:
 
 def what_is_asked(reader: VideoReader, upscaler: Upscaler, writer: WriterSettings, job: JobSettings) -> Asked:
     """Everything that the output depends on, so that a job goes on only with the same."""
-    parts = {"input": hash_input(reader.path), "setting": asdict(upscaler.settings), "output": asdict(writer)}
+    settings = asdict(upscaler.settings)
+    del settings["restart_frames"]  # the segments' length says it
+    parts = {"input": hash_input(reader.path), "setting": settings, "output": asdict(writer)}
     asked: Asked = {f"{part}.{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
     asked["setting.segment_frames"] = job.segment_frames
     asked["input.rate"] = str(reader.info.rate)

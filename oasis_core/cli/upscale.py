@@ -18,6 +18,7 @@ from ..checkpoints.decoder import load_decoder
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
 from ..model.fuse import fuse_model
+from ..model.vae_config import WanDecoderConfig
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.spec import RoutingSpec
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
@@ -175,6 +176,9 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
         checkpoint.model.attach_decoder(load_decoder(job.decoder, device, dtype))
     routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
     checkpoint.model.dit.attention = backend_for(job.attention, device)
+    upscaler = Upscaler(checkpoint.model, routing, job.settings)
+    if isinstance(checkpoint.config.decoder, WanDecoderConfig):
+        checkpoint.model.dit.fold(routing, upscaler.fidelity)
     if job.compile:
         fuse_model(checkpoint.model, dynamic=None)
-    return reader, Upscaler(checkpoint.model, routing, job.settings)
+    return reader, upscaler
