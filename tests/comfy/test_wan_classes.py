@@ -11,11 +11,15 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oasis_core.checkpoints.vae_names import ORIGINAL
+from oasis_core.model import OasisConfig
+from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
+from oasis_core.routing import HeadPattern, RoutingSpec
 
 pytestmark = pytest.mark.comfy
 TOLERANCE = 1e-4
@@ -62,6 +66,50 @@ def test_decoder(comfyui, tmp_path: Path, width: int, t: int) -> None:  # type: 
         comfyui, tmp_path, "WanVAE", arguments, {"z": wan.denormalised(z, config)}, weights, wan.ENCODER
     )  # fmt: skip
     ours = decoder(z)
+    assert ours.shape == result.shape
+    assert result.std() > 0.1
+    assert (ours - result).abs().max() < TOLERANCE * result.std()
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "depth", "ffn", "grid"),
+    [
+        (2, 16, 2, 40, (3, 4, 6)),
+        (3, 32, 1, 24, (1, 2, 3)),
+        pytest.param(12, 128, 1, 8960, (2, 3, 4), marks=pytest.mark.slow),
+    ],
+)
+@torch.inference_mode()
+def test_transformer(  # type: ignore[no-untyped-def]
+    comfyui, tmp_path: Path, heads: int, head_dim: int, depth: int, ffn: int, grid: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    c = OasisConfig(
+        "x", dim=heads * head_dim, depth=depth, heads=heads, ffn_dim=ffn, freq_dim=32, context_length=5, timestep=500.0
+    )
+    dit = DiT(c).eval()
+    for name, p in dit.named_parameters():
+        spread = 0.3 if p.ndim == 1 or "modulation" in name or name == "context" else p[0].numel() ** -0.5
+        p.copy_(torch.randn_like(p) * spread + (0.7 if "norm" in name else 0))
+    text = {
+        "0.weight": torch.randn(c.dim, 7),
+        "0.bias": torch.randn(c.dim),
+        "2.weight": torch.randn(c.dim, c.dim) * c.dim**-0.5,
+    }
+    text["2.bias"] = torch.randn(c.dim)
+    words = torch.randn(1, 5, 7)
+    hidden = F.gelu(F.linear(words, text["0.weight"], text["0.bias"]), approximate="tanh")
+    assert dit.context is not None
+    dit.context.copy_(F.linear(hidden, text["2.weight"], text["2.bias"]))
+    weights = {n: t for n, t in dit.state_dict().items() if n != "context"}
+    weights |= {f"text_embedding.{n}": t for n, t in text.items()}
+    arguments = {
+        "dim": c.dim, "ffn_dim": ffn, "freq_dim": 32, "text_dim": 7, "num_heads": heads, "num_layers": depth,
+    }  # fmt: skip
+    z = torch.randn(1, 16, grid[0], 2 * grid[1], 2 * grid[2])
+    given = {"z": z, "timestep": torch.tensor([500.0]), "context": words}
+    result = theirs(comfyui, tmp_path, "WanModel", arguments, given, weights)
+    ours = dit(z, RoutingSpec.uniform(depth, heads, HeadPattern.GLOBAL))
     assert ours.shape == result.shape
     assert result.std() > 0.1
     assert (ours - result).abs().max() < TOLERANCE * result.std()
