@@ -52,3 +52,15 @@ class WanDecoderConfig:
     @property
     def latent_channels(self) -> int:
         return len(self.latent_mean)
+
+
+@dataclass(frozen=True)
+class TaehvConfig:
+    """TAEHV, the tiny decoder (``model/decoders/taehv.py``), for a latent like ``WanDecoderConfig``'s."""
+
+    width: int = 64
+    """Channels at the output's resolution."""
+    latent_channels: int = 16
+    latent_mean: tuple[float, ...] = ()
+    """Of latents as it was trained on them, where that is the VAE's scale (lighttaew2_1); empty: mean 0, deviation 1."""
+    latent_std: tuple[float, ...] = ()

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from oasis_core.checkpoints.decoder import fill, shapes_of
 from oasis_core.checkpoints.vae_names import ORIGINAL
 from oasis_core.model import OasisConfig
+from oasis_core.model.decoders import TaehvDecoder
 from oasis_core.model.dit import DiT
-from oasis_core.model.vae_config import WanDecoderConfig
+from oasis_core.model.vae_config import LATENT_MEAN, LATENT_STD, TaehvConfig, WanDecoderConfig
 from oasis_core.routing import HeadPattern, RoutingSpec
 
 pytestmark = pytest.mark.comfy
@@ -110,6 +112,24 @@ def test_transformer(  # type: ignore[no-untyped-def]
     given = {"z": z, "timestep": torch.tensor([500.0]), "context": words}
     result = theirs(comfyui, tmp_path, "WanModel", arguments, given, weights)
     ours = dit(z, RoutingSpec.uniform(depth, heads, HeadPattern.GLOBAL))
+    assert ours.shape == result.shape
+    assert result.std() > 0.1
+    assert (ours - result).abs().max() < TOLERANCE * result.std()
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("t", [1, 4])
+@torch.inference_mode()
+def test_tiny_decoder(comfyui, tmp_path: Path, t: int, normalised: bool) -> None:  # type: ignore[no-untyped-def]
+    config = TaehvConfig() if normalised else TaehvConfig(latent_mean=LATENT_MEAN, latent_std=LATENT_STD)
+    decoder = TaehvDecoder(config)
+    fill(decoder, wan.random_state(shapes_of(decoder)))
+    z = wan.latent(WanDecoderConfig(), t, 4, 3)
+    weights = {n.replace("layers.", "decoder."): x for n, x in decoder.state_dict().items()}
+    given = {"z": wan.denormalised(z, WanDecoderConfig())}
+    arguments: dict[str, object] = {"latent_channels": 16, "parallel": False, "normalised": normalised}
+    result = theirs(comfyui, tmp_path, "TAEHV", arguments, given, weights, ("encoder.",))
+    ours = (decoder(z) + 1) / 2
     assert ours.shape == result.shape
     assert result.std() > 0.1
     assert (ours - result).abs().max() < TOLERANCE * result.std()

@@ -31,7 +31,8 @@ def build(kind: str, arguments: dict[str, object]) -> torch.nn.Module:
     from comfy import latent_formats
     from comfy.taesd.taehv import TAEHV
 
-    return TAEHV(**arguments, latent_format=latent_formats.Wan21)
+    normalised = arguments.pop("normalised")
+    return TAEHV(**arguments, latent_format=latent_formats.Wan21 if normalised else None)
 
 
 with safe_open(job, framework="pt") as file:

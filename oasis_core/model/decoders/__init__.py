@@ -2,6 +2,7 @@
 
 from .missing import MissingDecoder
 from .pixel import PixelDecoder
+from .taehv import TaehvDecoder
 from .wan import DecodePlan, DecoderState, WanDecoder
 
-__all__ = ["DecodePlan", "DecoderState", "MissingDecoder", "PixelDecoder", "WanDecoder"]
+__all__ = ["DecodePlan", "DecoderState", "MissingDecoder", "PixelDecoder", "TaehvDecoder", "WanDecoder"]

@@ -10,7 +10,7 @@ class MissingDecoder(nn.Module):
 
     remedy = (
         "this model decodes with the Wan 2.1 VAE, which lies in a file of its own: give it with --decoder (in ComfyUI: "
-        "choose it in OASIS Load Model), such as wan_2.1_vae.safetensors or taew2_1.safetensors"
+        "connect it to OASIS Load Model), such as wan_2.1_vae.safetensors or taew2_1.safetensors"
     )
 
     def forward(self, z: Tensor, state: object = None) -> Tensor:
