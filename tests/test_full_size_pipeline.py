@@ -159,9 +159,8 @@ def test_a_restart_that_is_warmed_up_is_nearer_to_the_continuous_decode(monkeypa
 
 
 def files(folder: Path) -> tuple[Path, Path, Path]:
-    """A clip, a model and a decoder, of true width (the command takes no other)."""
-    config = replace(CONFIG, decoder=WanDecoderConfig())
-    torch.manual_seed(0)
+    """A clip, a model and its decoder."""
+    config = CONFIG
     model = random_model(config)
     decoder, model_path, vae = model.decoder, folder / "m.safetensors", folder / "vae.safetensors"
     names = {n: next(ORIGINAL[k] + n.removeprefix(k) for k in sorted(ORIGINAL, key=len)[::-1] if n.startswith(k))
@@ -182,7 +181,6 @@ def files(folder: Path) -> tuple[Path, Path, Path]:
     return source, model_path, vae
 
 
-@pytest.mark.slow
 def test_command_line_end_to_end_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,14 +33,14 @@ def load_decoder(
 
     Args:
         dtype: None keeps the file's.
-        config: None: as published.
+        config: None: as published, of the width that the file has.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or it holds something else; one line.
     """
     files = TensorFiles.open(path)
     light = LIGHT in path.name.lower()
-    decoder, names = _place(str(path), files.shapes, config or WanDecoderConfig(), light)
+    decoder, names = _place(str(path), files.shapes, config, light)
     fill(decoder, dict(files.read(names, device, dtype)))
     return decoder
 
@@ -53,16 +53,17 @@ def decoder_of(
     ``light``: a tiny decoder is of the kind that was trained on the VAE's scale.
     """
     shapes = {n: tuple(t.shape) for n, t in tensors.items()}
-    decoder, names = _place("the VAE", shapes, config or WanDecoderConfig(), light)
+    decoder, names = _place("the VAE", shapes, config, light)
     fill(decoder, {ours: tensors[theirs].detach() for ours, theirs in names.items()})
     return decoder
 
 
 def _place(
-    what: str, shapes: Mapping[str, tuple[int, ...]], config: WanDecoderConfig, light: bool
+    what: str, shapes: Mapping[str, tuple[int, ...]], config: WanDecoderConfig | None, light: bool
 ) -> tuple[WanDecoder | TaehvDecoder, dict[str, str]]:
     """The kind of decoder that ``shapes`` are of, on the meta device, and our names -> theirs."""
     decoder: WanDecoder | TaehvDecoder
+    config = config or WanDecoderConfig(width=_width(shapes))
     with torch.device("meta"):
         if TAEHV_MARK in shapes:
             channels = shapes["decoder.1.weight"][1]
@@ -82,6 +83,15 @@ def _place(
             decoder = WanDecoder(config)
             namings, wanted = WAN_NAMINGS, shapes_of(decoder)
     return decoder, match(what, wanted, shapes, namings, PREFIXES, lambda n: n.startswith(ENCODER))[1]
+
+
+def _width(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Channels before the last convolution of a Wan VAE; the published width where there is none."""
+    for prefix in PREFIXES:
+        for naming in WAN_NAMINGS:
+            if len(shape := shapes.get(prefix + naming.theirs("conv_out.weight"), ())) == 5:
+                return shape[1]
+    return WanDecoderConfig().width
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
