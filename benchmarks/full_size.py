@@ -1,6 +1,7 @@
 """The full-size model end to end on random weights: time by stage, peak memory against the prediction, dense against routed.
 
     python benchmarks/full_size.py                 # a CUDA device, bf16, true size: some minutes, no files needed
+    python benchmarks/full_size.py --limit 8       # the same in 8 GiB: the plan that is made for it
     python benchmarks/full_size.py --small         # a CPU, small sizes: does it run?
 
 Clips of 33 frames at 720x1280 and 1088x1920 and of 85 frames at 720x1280 come as a quarter of that (random pixels), and go
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from oasis_core.attention.backends import NAMES, backend_for
+from oasis_core.jobs.fit import device_budget, fit, told
 from oasis_core.memory import transformer_memory, wan_decoder_memory, working_memory
 from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
@@ -125,7 +127,7 @@ def stage_times(
     }
     element = pixels.element_size()
     held = weights_of(model) + (pixels.numel() + z_l.numel()) * element
-    predicted = {"transformer": gib(held + transformer_memory(config, model.dit.grid(z_l).length, element))}
+    predicted = {"transformer": gib(held + transformer_memory(config, model.dit.grid(z_l).length, element, routing))}
     for n in (1, 2):
         state, work = wan_decoder_memory(decoder.config, height, width, n, decoder.plan, element)
         predicted[DECODE.format(n)] = gib(held + state + work)
@@ -133,12 +135,15 @@ def stage_times(
 
 
 def run_case(
-    model: OasisModel, routing: RoutingSpec, case: tuple[int, int, int], on: Device, rounds: int
+    model: OasisModel, routing: RoutingSpec, case: tuple[int, int, int], on: Device, rounds: int, fitted: bool
 ) -> dict[str, object]:
-    """One clip, stage by stage and whole."""
+    """One clip, stage by stage and whole; ``fitted``: whole alone, with the plan for the memory that is allowed."""
     frames, height, width = case
-    stages, predicted = stage_times(model, routing, case, on, rounds)
+    stages, predicted = ({}, {}) if fitted else stage_times(model, routing, case, on, rounds)
     upscaler = Upscaler(model, routing, UpscaleSettings(scale=4, chunk_frames=frames, tile=0, scene_cuts=False))
+    if fitted:
+        upscaler = fit(upscaler, frames, height // 4, width // 4, device_budget(on.device))
+        print(f"  plan: chunk {upscaler.settings.chunk_frames}, {told(model.decoder.plan)}")  # type: ignore[arg-type]
     clip = torch.rand(frames, height // 4, width // 4, 3)
     check(upscaler.upscale(clip), case)
     whole = on.measure(lambda: upscaler.upscale(clip), rounds)
@@ -171,6 +176,9 @@ def main() -> None:
         "--at-once", type=int, default=0, help="output frames that its large stages take (default: all)"
     )
     parser.add_argument("--cases", default="", help="such as 33x720x1280,85x720x1280 instead of the three")
+    parser.add_argument(
+        "--limit", type=float, default=0, help="GiB that the process may take: plan for it (default: all)"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.small:
@@ -181,6 +189,9 @@ def main() -> None:
         on, config, cases = Device(torch.device("cuda"), torch.bfloat16), TRUE_SIZE, CASES
     if args.cases:
         cases = tuple((int(a), int(b), int(c)) for a, b, c in (case.split("x") for case in args.cases.split(",")))
+    if args.limit and on.device.type == "cuda":
+        fraction = args.limit * GIB / torch.cuda.get_device_properties(on.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), on.device)
     plan = DecodePlan(args.tile, frames=args.at_once)
     third = 1 / 3
     routings = {
@@ -201,14 +212,15 @@ def main() -> None:
             assert isinstance(model.decoder, WanDecoder)
             model.decoder.plan = plan
             print(f"{name}: {gib(weights_of(model))} GiB of weights", flush=True)
-            results[name] = [run_case(model, routing, case, on, args.rounds) for case in cases]
+            results[name] = [run_case(model, routing, case, on, args.rounds, args.limit > 0) for case in cases]
             del model
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     chip = torch.cuda.get_device_name(on.device) if on.device.type == "cuda" else platform.machine()
     record = {
         "date": date.today().isoformat(), "commit": commit, "device": chip, "torch": torch.__version__,
         "dtype": str(on.dtype), "attention": args.attention, "compile": args.compile, "folded": not args.unfolded,
-        "decode_tile": args.tile, "decode_frames": args.at_once, "model": config.name, "results": results,
+        "decode_tile": args.tile, "decode_frames": args.at_once, "limit_gib": args.limit,
+        "model": config.name, "results": results,
     }  # fmt: skip
     small = "_small" if args.small else ""
     path = args.json or Path(__file__).parent / "results" / f"full_size{small}_{date.today().isoformat()}.json"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from .attention.sdpa import WINDOW_KEY_BUDGET_ELSE
 from .model.config import OasisConfig, PixelDecoderConfig
-from .model.decoders import DecodePlan
+from .model.decoders import DecodePlan, TaehvDecoder, WanDecoder
 from .model.decoders.wan import COARSE, PAST
-from .model.vae_config import WanDecoderConfig
+from .model.dit import DEVICE_TOKENS
+from .model.vae_config import TaehvConfig, WanDecoderConfig
 from .patchify import latent_length
 from .pipeline import Upscaler
+from .routing.spec import HeadPattern, RoutingSpec
 
 TOKEN_WIDTHS = 16
 """Tensors of the model's width alive at once for each token, measured on oasis-tiny in fp32 (5 and 33 frames)."""
+WINDOW_COPIES = 4
+"""Tensors of the window operation's key budget alive at once: gathered keys and values, and what they are gathered from."""
 PIXEL_BYTES = 72
 """For each output pixel of a frame group: six fp32 RGB images (upsampled, decoded, reference, colour correction)."""
 
@@ -28,18 +33,43 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     rows, columns = geometry.pad_h // config.pixel_multiple[0], geometry.pad_w // config.pixel_multiple[1]
     tile, _ = upscaler.tiling(rows, columns)
     tokens = times * min(rows, tile or rows) * min(columns, tile or columns)
-    transformer = transformer_memory(config, tokens, element)
     images = config.unshuffle[0] * pixels * PIXEL_BYTES
     if isinstance(config.decoder, PixelDecoderConfig):
+        transformer = tokens * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
         return transformer + images + config.unshuffle[0] * pixels * 2 * config.decoder.hr_width * element
-    plan = getattr(upscaler.model.decoder, "plan", DecodePlan())
-    state, work = wan_decoder_memory(config.decoder, geometry.pad_h, geometry.pad_w, 1, plan, element)
+    transformer = transformer_memory(config, tokens, element, upscaler.routing)
+    decoder = upscaler.model.decoder
+    if isinstance(decoder, TaehvDecoder):
+        state, work = tiny_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
+    else:
+        assert isinstance(decoder, WanDecoder)
+        state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
     return state + max(transformer, work + images)
 
 
-def transformer_memory(config: OasisConfig, tokens: int, element: int) -> int:
-    """Bytes of activations for ``tokens`` tokens at a time in numbers of ``element`` bytes."""
-    return tokens * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
+def transformer_memory(config: OasisConfig, tokens: int, element: int, routing: RoutingSpec) -> int:
+    """Bytes of activations of one step on ``tokens`` tokens, in numbers of ``element`` bytes, off the CPU.
+
+    The residual stream, q, k, v, and the heads' outputs before and after they are joined, for every token; norms, RoPE in fp32
+    and the feed-forward layer for ``DEVICE_TOKENS`` at a time; the copies of the window operation.
+    """
+    few = min(tokens, DEVICE_TOKENS)
+    rope = 2 * 4 * 4 // element  # four fp32 copies of q and k's shape, in numbers
+    by_token = max((6 + rope // 2) * config.dim, 3 * config.dim + 2 * config.ffn_dim)
+    window = any(HeadPattern.WINDOW in layer for layer in routing.layers)
+    return (tokens * 6 * config.dim + few * by_token + window * WINDOW_COPIES * WINDOW_KEY_BUDGET_ELSE) * element
+
+
+def tiny_decoder_memory(
+    config: TaehvConfig, height: int, width: int, latents: int, plan: DecodePlan, element: int
+) -> tuple[int, int]:
+    """``wan_decoder_memory`` for the tiny decoder."""
+    pixel = height * width * config.width * element  # one frame at full resolution
+    many = 4 * latents
+    at_once = min(plan.frames or many, many)
+    state = 3 * pixel * (4 / 64 + 2 / 16 + 1 / 4)
+    half = 2 * latents * 6 / 4  # at half the resolution: input, its past beside it, hidden layers
+    return int(state), int(pixel * max(half, 2 * latents / 4 + 3 * at_once) + many * height * width * 3 * element)
 
 
 def wan_decoder_memory(
@@ -54,14 +84,15 @@ def wan_decoder_memory(
     pixel = height * width * config.width * element  # one frame at full resolution
     # Inputs that the convolutions in time keep, in channels of ``width`` for each pixel of their resolution.
     small, large = 11 * 4 / 64 + 26 / 16, 6 * 2 / 4 + 7
-    state = PAST * pixel * (small + (large if plan.keep_on is None else 0))
+    keeps = plan.keep_on is None
+    state = PAST * pixel * (small + large) * keeps
     side = plan.tile + 2 * plan.halo if plan.tile else max(height, width)
     area = min(side, height) * min(side, width) / (height * width)
     many = 4 * latents
     at_once = min(plan.frames or many, many)
     # Residual stream, its new value, and the convolution's input with its past and one frame between norm and SiLU.
-    second = (3 * 2 * latents + PAST + 1) * 4 / 16
+    second = (3 * 2 * latents + PAST + 1) * 4 / 16 + PAST * small * (not keeps)
     features = many * 4 / COARSE**2
-    last = area * (3.5 * at_once + PAST + 1 + (PAST * large if plan.keep_on is not None else 0))
+    last = area * (3.5 * at_once + PAST + 1 + PAST * large * (not keeps))
     out = many * 3 / config.width * (1 if not plan.tile else 2)
     return int(state), int(pixel * (max(second, features + last) + out))

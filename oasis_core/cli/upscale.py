@@ -17,6 +17,7 @@ from ..checkpoints import EMBEDDED, load_checkpoint, resolve
 from ..checkpoints.decoder import load_decoder
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
+from ..jobs.fit import device_budget, fit
 from ..model.fuse import fuse_model
 from ..model.vae_config import WanDecoderConfig
 from ..pipeline import Upscaler, UpscaleSettings
@@ -181,4 +182,5 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
         checkpoint.model.dit.fold(routing, upscaler.fidelity)
     if job.compile:
         fuse_model(checkpoint.model, dynamic=None)
-    return reader, upscaler
+    info = reader.info
+    return reader, fit(upscaler, info.frames, info.height, info.width, device_budget(device))

@@ -68,7 +68,7 @@ class DecodePlan:
     frames: int = 0
     """Output frames that the large stages take at a time; 0: all that came in."""
     keep_on: torch.device | None = None
-    """Where tiles leave their past until their next turn; None: where they are."""
+    """Where the past waits for its next turn, such as the host's memory; None: where it is used."""
 
     def __post_init__(self) -> None:
         for name in ("tile", "halo", "frames"):
@@ -232,7 +232,11 @@ class WanDecoder(nn.Module):
             raise ValueError(
                 f"latent is {tuple(z.shape)}, but the stream's frames are {tuple(known.shape[2:4])}; begin a new state"
             )
+        if self.plan.keep_on is not None:
+            state.whole.move(z.device)
         x = self._small_stages(self._normalised(z), state.whole)
+        if self.plan.keep_on is not None:
+            state.whole.move(self.plan.keep_on)
         state.whole.first = False
         tiles = self._tiles(x.shape[2], x.shape[3])
         if len(tiles) == 1:
