@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns after the first (default 3)")
     parser.add_argument("--attention", default="auto", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--compile", action="store_true", help="compile the blocks first")
-    parser.add_argument("--unfolded", action="store_true", help="keep modulation, context and heads as they are stored")
+    parser.add_argument("--unfolded", action="store_true", help="keep all weights as they are stored")
     parser.add_argument("--tile", type=int, default=0, help="decoder tile in output pixels (default 0: whole frames)")
     parser.add_argument(
         "--at-once", type=int, default=0, help="output frames that its large stages take (default: all)"
@@ -207,6 +207,7 @@ def main() -> None:
             model.dit.attention = backend_for(args.attention, on.device)
             if not args.unfolded:
                 model.dit.fold(routing)
+                model.decoder.fold()  # type: ignore[operator]
             if args.compile:
                 fuse_model(model)
             assert isinstance(model.decoder, WanDecoder)

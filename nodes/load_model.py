@@ -78,5 +78,7 @@ class OasisLoadModel(io.ComfyNode):
         checkpoint.check_trained()
         if vae is not None:
             light = getattr(vae.first_stage_model, "latent_format", None) is None
-            checkpoint.model.attach_decoder(decoder_of(vae.get_sd(), light=light))
+            decoder = decoder_of(vae.get_sd(), light=light)
+            decoder.fold()
+            checkpoint.model.attach_decoder(decoder)
         return io.NodeOutput(ModelHandle.of(checkpoint, dtype, attention, compile))

@@ -161,6 +161,28 @@ def test_smaller_halos_err_at_the_seam_only() -> None:
     assert firsts == sorted(firsts, reverse=True)
 
 
+@torch.inference_mode()
+def test_folded_upsampling_gives_the_same() -> None:
+    decoder, z = random_decoder(SMALL).double(), latent(SMALL, 3, 5, 4).double()
+    whole = decoder(z)
+    decoder.fold()
+    assert (decoder(z) - whole).abs().max() < 1e-10 * whole.std()
+    decoder.plan = DecodePlan(tile=20, frames=1)
+    assert (decoder(z) - whole).abs().max() < 1e-10 * whole.std()
+
+
+@torch.inference_mode()
+def test_in_bf16_folding_costs_no_more_than_bf16_does() -> None:
+    exact, z = random_decoder(SMALL), latent(SMALL, 3, 5, 4)
+    truth, errors = exact(z), []
+    for folded in (False, True):
+        decoder = random_decoder(SMALL).bfloat16()
+        if folded:
+            decoder.fold()
+        errors.append(float((decoder(z).float() - truth).abs().mean()))
+    assert errors[1] < 1.2 * errors[0]
+
+
 def test_gradients_flow_through_a_frozen_decoder() -> None:
     decoder, z = random_decoder(SMALL), latent(SMALL, 2, 2, 2).requires_grad_()
     out = decoder(z)

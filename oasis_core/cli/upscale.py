@@ -174,7 +174,9 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     if not job.allow_untrained:
         checkpoint.check_trained()
     if job.decoder is not None:
-        checkpoint.model.attach_decoder(load_decoder(job.decoder, device, dtype))
+        decoder = load_decoder(job.decoder, device, dtype)
+        decoder.fold()
+        checkpoint.model.attach_decoder(decoder)
     routing = checkpoint.routing if job.routing is None else RoutingSpec.from_file(job.routing)
     checkpoint.model.dit.attention = backend_for(job.attention, device)
     upscaler = Upscaler(checkpoint.model, routing, job.settings)

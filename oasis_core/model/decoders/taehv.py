@@ -74,6 +74,9 @@ class TaehvDecoder(nn.Module):
             layers[str(start + 5)] = _conv(cin * w, cout * w, bias=False)
         self.layers = nn.ModuleDict({number: layers[number] for number in sorted(layers, key=int)})
 
+    def fold(self) -> None:
+        """Nothing to fold; as ``WanDecoder.fold``."""
+
     def forward(self, z: Tensor, state: DecoderState | None = None) -> Tensor:
         """Pixels ``(1, 3, T, 8h, 8w)`` of latents ``(1, C, t, h, w)``, not clamped.
 
