@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
 from itertools import count
 
 import torch
@@ -31,6 +33,16 @@ BLOCKS = 3
 """Residual blocks of a stage."""
 TINY = 1e-24
 """Under the norm's root: only a position of zeros sees it."""
+
+
+def fused(x: Tensor) -> bool:
+    """Whether norm and SiLU run as one Triton kernel: on NVIDIA GPUs with Triton, but for compilations, which fuse themselves."""
+    return x.is_cuda and not torch.compiler.is_compiling() and _has_triton()
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return find_spec("triton") is not None and torch.version.cuda is not None
 
 
 @dataclass
@@ -77,7 +89,7 @@ class DecodePlan:
 
 
 class Norm(nn.Module):
-    """Each position's channels divided by their root mean square, times a learned gain; then SiLU, where asked."""
+    """Each position's channels divided by their root mean square, times a learned gain."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -85,6 +97,17 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], self.gamma, TINY)
+
+    def silu_into(self, x: Tensor, out: Tensor) -> None:
+        """``silu(norm(x))`` of ``(B, T, H, W, C)`` into ``out``; contiguous from T on. No backward pass."""
+        if fused(x):
+            from .triton_norm import norm_silu  # Triton may be missing
+
+            for one, place in zip(x.contiguous(), out, strict=True):
+                norm_silu(one, self.gamma, place, TINY)
+            return
+        for t in range(x.shape[1]):  # frame by frame: what lies between norm and SiLU stays small
+            torch.ops.aten.silu.out(self(x[:, t]), out=out[:, t])
 
 
 class CausalConv(nn.Module):
@@ -114,11 +137,10 @@ class CausalConv(nn.Module):
                 joined[:, :PAST].zero_()
             else:
                 joined[:, :PAST].copy_(before)
-            for t in range(x.shape[1]):  # frame by frame: what lies between norm and SiLU stays small
-                if norm is None:
-                    joined[:, PAST + t].copy_(x[:, t])
-                else:
-                    torch.ops.aten.silu.out(norm(x[:, t]), out=joined[:, PAST + t])
+            if norm is None:
+                joined[:, PAST:].copy_(x)
+            else:
+                norm.silu_into(x, joined[:, PAST:])
         past.inputs[self.number] = joined[:, -PAST:].clone(memory_format=torch.contiguous_format)
         return joined
 
