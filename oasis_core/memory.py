@@ -54,8 +54,8 @@ def transformer_memory(config: OasisConfig, tokens: int, element: int, routing: 
     and the feed-forward layer for ``DEVICE_TOKENS`` at a time; the copies of the window operation.
     """
     few = min(tokens, DEVICE_TOKENS)
-    rope = 2 * 4 * 4 // element  # four fp32 copies of q and k's shape, in numbers
-    by_token = max((6 + rope // 2) * config.dim, 3 * config.dim + 2 * config.ffn_dim)
+    rope = 5 * 4 // element  # five fp32 tensors of q's shape, in numbers
+    by_token = max((6 + rope) * config.dim, 3 * config.dim + 2 * config.ffn_dim)
     window = any(HeadPattern.WINDOW in layer for layer in routing.layers)
     return (tokens * 6 * config.dim + few * by_token + window * WINDOW_COPIES * WINDOW_KEY_BUDGET_ELSE) * element
 
@@ -85,9 +85,10 @@ def wan_decoder_memory(
     # Inputs that the convolutions in time keep, in channels of ``width`` for each pixel of their resolution.
     small, large = 11 * 4 / 64 + 26 / 16, 6 * 2 / 4 + 7
     keeps = plan.keep_on is None
-    state = PAST * pixel * (small + large) * keeps
-    side = plan.tile + 2 * plan.halo if plan.tile else max(height, width)
-    area = min(side, height) * min(side, width) / (height * width)
+    tiles = [_with_halos(size, plan) for size in (height, width)]
+    with_halos = sum(tiles[0]) * sum(tiles[1]) / (height * width)
+    state = PAST * pixel * (small + large * with_halos) * keeps
+    area = max(tiles[0]) * max(tiles[1]) / (height * width)
     many = 4 * latents
     at_once = min(plan.frames or many, many)
     # Residual stream, its new value, and the convolution's input with its past and one frame between norm and SiLU.
@@ -96,3 +97,9 @@ def wan_decoder_memory(
     last = area * (3.5 * at_once + PAST + 1 + PAST * large * (not keeps))
     out = many * 3 / config.width * (1 if not plan.tile else 2)
     return int(state), int(pixel * (max(second, features + last) + out))
+
+
+def _with_halos(size: int, plan: DecodePlan) -> list[int]:
+    """Pixels of a side that each tile sees."""
+    tile = plan.tile or size
+    return [min(start + tile + plan.halo, size) - max(0, start - plan.halo) for start in range(0, size, tile)]
