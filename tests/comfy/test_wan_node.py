@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.checkpoints.vae_names import ORIGINAL
 from oasis_core.color import ColorMethod
 from oasis_core.model import OasisModel
+from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 
 pytestmark = pytest.mark.comfy
@@ -41,7 +43,7 @@ def files(base_directory: Path) -> tuple[Path, Path]:
     """Model and VAE, in ComfyUI's folders."""
     small, wan = neighbour("test_full_size_pipeline"), neighbour("test_wan_decoder")
     torch.manual_seed(0)
-    model = small.random_model()
+    model = small.random_model(replace(small.CONFIG, decoder=WanDecoderConfig()))  # older ComfyUI knows no other width
     bare = OasisModel(model.config)
     bare.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("decoder.")})
     paths = base_directory / "models/oasis/wan_kind.safetensors", base_directory / "models/vae/wan_2.1_vae.safetensors"
@@ -51,7 +53,7 @@ def files(base_directory: Path) -> tuple[Path, Path]:
     paths[1].parent.mkdir(parents=True, exist_ok=True)
     state = wan.as_file(model.decoder, ORIGINAL, "")
     state = {n: t for n, t in state.items() if not n.startswith(wan.ENCODER)}
-    save_file({**state, "encoder.conv1.weight": torch.zeros(8, 3, 3, 3, 3)}, paths[1])  # Load VAE looks at that one
+    save_file({**state, "encoder.conv1.weight": torch.zeros(96, 3, 3, 3, 3)}, paths[1])  # Load VAE looks at that one
     return paths
 
 
