@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..oasis_core.attention.backends import NAMES as ATTENTION_NAMES
 from ..oasis_core.checkpoints import load_checkpoint
+from ..oasis_core.checkpoints.decoder import decoder_of
 from .model_files import missing_model, model_names, model_path, stamp
 from .model_handle import DTYPE_NAMES, ModelHandle, OasisModelType
 
@@ -51,6 +54,12 @@ class OasisLoadModel(io.ComfyNode):
                     tooltip="Compile the model when it first runs: about a minute, then faster. Worth it for long videos "
                     "and many runs. Needs a C++ compiler, on NVIDIA GPUs Triton (Windows: triton-windows).",
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="From Load VAE: wan_2.1_vae, or taew2_1 (faster, less exact). Full-size models need it; "
+                    "oasis-tiny has a decoder of its own and takes none.",
+                ),
             ],
             outputs=[OasisModelType.Output(display_name="model", tooltip="For OASIS Upscale or OASIS Head Routing.")],
         )
@@ -60,11 +69,21 @@ class OasisLoadModel(io.ComfyNode):
         return model_name is None or missing_model(model_name) or True  # None: it comes by a wire
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False) -> str:
+    def fingerprint_inputs(
+        cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False, vae: Any = None
+    ) -> str:
         return stamp(model_path(model_name))
 
     @classmethod
-    def execute(cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, dtype: str, attention: str = "auto", compile: bool = False, vae: Any = None
+    ) -> io.NodeOutput:
         path = model_path(model_name)
         checkpoint = load_checkpoint(path, dtype=None)
+        checkpoint.check_trained()
+        if vae is not None:
+            light = getattr(vae.first_stage_model, "latent_format", None) is None
+            decoder = decoder_of(vae.get_sd(), light=light)
+            decoder.fold()
+            checkpoint.model.attach_decoder(decoder)
         return io.NodeOutput(ModelHandle.of(checkpoint, dtype, attention, compile, path))

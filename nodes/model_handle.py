@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..oasis_core.attention.backends import backend_for
 from ..oasis_core.checkpoints import Checkpoint
+from ..oasis_core.jobs.fit import fit
 from ..oasis_core.memory import working_memory
 from ..oasis_core.model import OasisModel
 from ..oasis_core.model.fuse import fuse_model
@@ -70,6 +71,9 @@ class ModelHandle:
 
     def load(self, upscaler: Upscaler, frames: int, height: int, width: int) -> None:
         """Bring the model to its device, with room for a job on a clip of that size."""
+        device = self.patcher.load_device
+        if device.type == "cuda":
+            fit(upscaler, frames, height, width, mm.get_total_memory(device) - mm.module_size(self.patcher.model))
         memory = working_memory(upscaler, frames, height, width)
         mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
         # Under --novram the patcher leaves layers that are not ComfyUI's own where they were; unloading undoes this.

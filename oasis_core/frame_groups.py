@@ -24,6 +24,10 @@ class FrameGroup:
     ended: bool = False
     """Nothing in it: the stream is over."""
 
+    def last_frame(self) -> FrameGroup:
+        """Its last frame as if it began a shot."""
+        return FrameGroup(self.frames[-1:], 1, first=True)
+
 
 def frame_groups(frames: Iterable[Tensor], factor: int, *, begins_shot: bool = True) -> Iterator[FrameGroup]:
     """The first frame alone (where it begins the shot), then groups of ``factor``, then an empty group that says so."""

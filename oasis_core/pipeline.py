@@ -8,8 +8,9 @@ continuous decode.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
 
@@ -22,6 +23,7 @@ from .color import ColorCorrector, ColorMethod
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
+from .model.decoders import DecoderState
 from .one_step import OneStep
 from .patchify import frame_count, latent_length
 from .plan import ChunkCursor, Position, plan_tiles, warm_up_start
@@ -39,11 +41,16 @@ DEFAULT_FIDELITY = 0.5
 """Fidelity where nothing is said, in models that have the control."""
 TILE_OVERLAP = 128
 """Output pixels that tiles share where nothing is said."""
+WARM_UP = 4
+"""Latent frames that a decoder with a memory sees before it begins anew inside a shot; what it makes of them is discarded.
+Not measured: no trained Wan decoder was at hand (docs/full_size.md)."""
 WHOLE_FRAME = 1920 * 1088
 """Output pixels up to which ``tile=None`` keeps the frame whole."""
 
 Poll = Callable[[], None]
 """Called before every block and every decoded frame; what it raises ends the work."""
+Restored = tuple[FrameGroup, Tensor, bool]
+"""A group, its z_H, and whether it is the first that the cross-fade gives out for its chunk."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,16 @@ class UpscaleSettings:
     """Output pixels that neighbouring tiles share and cross-fade, fewer than a tile has; None: 128, or half a small tile."""
     scene_cuts: bool = True
     """Start anew at each hard cut, so that no shot bleeds into the next; False: the whole clip is one shot."""
+    restart_frames: int | None = None
+    """Frames after which a decoder with a memory begins anew, so that a job can go on from there; None: with each shot."""
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1:
             raise ValueError(f"chunk is {self.chunk_frames} frames; it must be at least 1")
         if self.chunk_overlap is not None and self.chunk_overlap < 0:
             raise ValueError(f"chunk overlap is {self.chunk_overlap} latent frames; it must be 0 or more")
+        if self.restart_frames is not None and self.restart_frames < 1:
+            raise ValueError(f"restart is {self.restart_frames} frames; it must be at least 1")
         if self.tile is not None and self.tile < 0:
             raise ValueError(f"tile is {self.tile}; it must be 0 (whole frame) or a positive number of pixels")
         if self.tile_overlap is not None and not 0 <= self.tile_overlap < (self.tile or AUTO_TILE):
@@ -110,8 +121,8 @@ class Upscaler:
         """``routing``: one for all, or how to decide it for each shot (of a dense model; ``ShotRoutings``: and what is
         decided already).
 
-        Raises ValueError where the routing is another model's, the model's tokens span several latent frames, or it
-        cannot be asked for that fidelity."""
+        Raises ValueError where the routing is another model's, the model's tokens span several latent frames, it has no
+        decoder yet, or it cannot be asked for that fidelity."""
         if isinstance(routing, RoutingSpec):
             routing.check_fits(model.config.depth, model.config.heads)
         if model.config.patch[0] != 1:
@@ -132,6 +143,22 @@ class Upscaler:
                 f"so it must be from 0 to {self.chunk - 1}"
             )
         self.chunk_overlap = min(CHUNK_OVERLAP, self.chunk - 1) if asked is None else asked
+        self.remembers = model.decoder_state() is not None
+        """Whether what the decoder makes of a frame hangs on the frames before it."""
+
+    def restarting(self, frames: int) -> Upscaler:
+        """The same, with a decoder that begins anew at least every ``frames`` frames and a chunk, where it has a memory."""
+        if not self.remembers:
+            return self
+        return Upscaler(self.model, self.routing, replace(self.settings, restart_frames=frames))
+
+    @property
+    def restart_chunks(self) -> int | None:
+        """Chunks after which a stream can begin; None: at the start of a shot alone."""
+        if not self.remembers:
+            return 1
+        stride = (self.chunk - self.chunk_overlap) * self.model.config.unshuffle[0]
+        return None if self.settings.restart_frames is None else -(-self.settings.restart_frames // stride)
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Sizes of this job for frames of ``height`` x ``width``. Raises ValueError where they cannot be had."""
@@ -201,7 +228,8 @@ class Upscaler:
 
     def _begin(self, start: Position) -> int:
         """First frame that is worked on."""
-        factor, memory = self.model.config.unshuffle[0], self.settings.color.memory
+        factor = self.model.config.unshuffle[0]
+        memory = WARM_UP * factor if self.remembers else self.settings.color.memory
         return warm_up_start(start, self.chunk, self.chunk_overlap, factor, memory)
 
     @torch.inference_mode()
@@ -215,27 +243,59 @@ class Upscaler:
             start: the position of a part that was restartable, under these settings or ones with larger chunks.
             tally: told of the transformer's blocks.
         """
-        factor, begin, memory = self.model.config.unshuffle[0], self._begin(start), self.settings.color.memory
-        first = self.first_needed(start)
+        factor, begin, first = self.model.config.unshuffle[0], self._begin(start), self.first_needed(start)
         if self._decides_ahead(start):
             frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)
         detector = SceneCutDetector() if self.settings.scene_cuts else None
         numbered = by_shot(frames, first, begin, start.shot, detector)
         for shot, members in groupby(numbered, key=itemgetter(0)):
             groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
-            at, color = max(shot, begin), ColorCorrector(self.settings.color)
-            for group, z_h, restartable in self._restored(groups, shot, poll, tally):
-                if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
-                    if poll is not None:
-                        poll()
-                    frames_out = self._decode(group, z_h, color)
-                    if at >= start.frame:
-                        yield Part(frames_out, Position(at, shot), restartable)
-                at += group.count
+            restored = self._restored(groups, shot, poll, tally)
+            if self.remembers:
+                yield from self._decoded_in_order(restored, shot, max(shot, begin), start, poll)
+            else:
+                yield from self._decoded_each(restored, shot, max(shot, begin), start, poll)
+
+    def _decoded_each(
+        self, restored: Iterable[Restored], shot: int, at: int, start: Position, poll: Poll | None
+    ) -> Iterator[Part]:
+        """Finished frames of one shot, of which ``at`` is the first: the decoder takes every frame by itself."""
+        color, memory = ColorCorrector(self.settings.color), self.settings.color.memory
+        for group, z_h, begins_chunk in restored:
+            if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
+                if poll is not None:
+                    poll()
+                frames = self._decode(group, z_h, color, None)
+                if at >= start.frame:
+                    yield Part(frames, Position(at, shot), begins_chunk)
+            at += group.count
+
+    def _decoded_in_order(
+        self, restored: Iterable[Restored], shot: int, at: int, start: Position, poll: Poll | None
+    ) -> Iterator[Part]:
+        """The same by a decoder with a memory. With the colours' memory it begins anew every ``restart_chunks`` chunks,
+        warmed up on the latent frames before; where a stream begins does not matter then."""
+        color, state = ColorCorrector(self.settings.color), self.model.decoder_state()
+        recent: deque[tuple[FrameGroup, Tensor]] = deque(maxlen=WARM_UP)
+        chunks, every = 0, self.restart_chunks
+        for group, z_h, begins_chunk in restored:
+            if at >= start.frame:
+                chunks = 0 if at in (start.frame, shot) else chunks + begins_chunk
+                anew = begins_chunk and (chunks == 0 or (every is not None and chunks % every == 0))
+                if anew and recent:
+                    color, state = ColorCorrector(self.settings.color), self.model.decoder_state()
+                    for number, (group_before, z_before) in enumerate(recent):
+                        before = group_before if number else group_before.last_frame()
+                        self._decode(before, z_before, color, state)
+                if poll is not None:
+                    poll()
+                yield Part(self._decode(group, z_h, color, state), Position(at, shot), anew)
+            recent.append((group, z_h))
+            at += group.count
 
     def _restored(
         self, groups: Iterable[FrameGroup], shot: int, poll: Poll | None, tally: Tally | None
-    ) -> Iterator[tuple[FrameGroup, Tensor, bool]]:
+    ) -> Iterator[Restored]:
         """Each group of one shot with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded.
 
         And whether it is the first that the cross-fade gives out for its chunk.
@@ -305,12 +365,12 @@ class Upscaler:
         asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
         return tile, min(round(asked / pixels), max(0, tile - 1))
 
-    def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector) -> Tensor:
+    def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector, state: DecoderState | None) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
         geometry = self.geometry(*group.frames.shape[1:3])
         pixels = self._pixels(group)
         narrow = pixels.to(z_h.dtype)
         # What the number format took from the input comes back: bf16 alone bands in 10 bits.
-        sr = self.model.decode(z_h, narrow, first=group.first).float() + (pixels - narrow.float())
+        sr = self.model.decode(z_h, narrow, first=group.first, state=state).float() + (pixels - narrow.float())
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[: group.count] for x in (sr, pixels))
         return color.correct((sr + 1) / 2, (reference + 1) / 2).cpu()

@@ -95,6 +95,7 @@ def upscale_video(
             itself, a job folder that does not fit, a disk that is full, an input that vanished; one line.
         MemoryError: not even single frames in the smallest tiles fit.
     """
+    upscaler = upscaler.restarting(job.segment_frames)
     size = output_size(reader, upscaler)
     asked = what_is_asked(reader, upscaler, writer, hash_model(upscaler.model), job.segment_frames)
     with open_video_job(reader, target, size, writer, asked, job.resume) as folder:

@@ -233,7 +233,7 @@ def numbered_calls(monkeypatch: pytest.MonkeyPatch) -> OasisModel:
     calls = iter(range(5))
     monkeypatch.setattr(model, "restore", lambda z, *_: torch.full_like(z, next(calls) / 2 - 1))
     monkeypatch.setattr(
-        model, "decode", lambda z, pixels, first: z[:, :3].repeat_interleave(4, 3).repeat_interleave(4, 4)
+        model, "decode", lambda z, pixels, first, state: z[:, :3].repeat_interleave(4, 3).repeat_interleave(4, 4)
     )
     return model
 

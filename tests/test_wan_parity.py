@@ -146,3 +146,19 @@ def test_every_weight_of_wan_has_its_place() -> None:
     theirs = set(random_wan(c).state_dict())
     assert {n for n in theirs - mapped if not n.startswith("condition_embedder.text_embedder.")} == set()
     assert mapped <= theirs
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_one_block_of_true_width_equals_wan() -> None:
+    torch.manual_seed(2)
+    c = OasisConfig("wan", depth=1, context_length=TEXT_LENGTH)  # every other size is Wan2.1-T2V-1.3B's
+    wan = random_wan(c)
+    text = torch.randn(1, TEXT_LENGTH, TEXT_DIM)
+    dit = ours_from(wan, c, wan.condition_embedder.text_embedder(text))
+    z = torch.randn(1, 16, 3, 8, 6)
+    theirs = wan(z, torch.tensor([c.timestep]), encoder_hidden_states=text, return_dict=False)[0]
+    routing = RoutingSpec.uniform(1, c.heads, HeadPattern.GLOBAL)
+    assert (dit(z, routing) - theirs).abs().max() < TOLERANCE * theirs.std()
+    dit.fold(routing)
+    assert (dit(z, routing) - theirs).abs().max() < TOLERANCE * theirs.std()

@@ -22,6 +22,8 @@ class Metadata:
     """SPDX identifier or a short text: the licence of the weights."""
     notes: str = ""
     """Where the weights come from: recipe, date, commit."""
+    trained: bool = True
+    """False: converted from another model and not trained since; it cannot upscale."""
 
     def to_header(self) -> dict[str, str]:
         """Header strings; ``from_header`` reads them back to an equal object."""
@@ -32,6 +34,7 @@ class Metadata:
             "routing": self.routing.to_json(),
             "license": self.licence,
             "notes": self.notes,
+            **({} if self.trained else {"trained": "false"}),
         }
 
     @classmethod
@@ -57,6 +60,7 @@ class Metadata:
             RoutingSpec.from_json(routing),
             header.get("license", "not stated"),
             header.get("notes", ""),
+            header.get("trained") != "false",
         )
         result.routing.check_fits(result.config.depth, result.config.heads)
         return result

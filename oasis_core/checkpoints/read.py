@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..model import OasisConfig, OasisModel
+from ..model.decoders import WanDecoder
+from ..model.vae_config import WanDecoderConfig
 from ..routing.spec import RoutingSpec
 from .metadata import Metadata
+from .tensor_files import TensorFiles
 
 EMBEDDED = "oasis-tiny"
 """The model that ships inside the package."""
@@ -32,6 +36,14 @@ class Checkpoint:
     @property
     def routing(self) -> RoutingSpec:
         return self.metadata.routing
+
+    def check_trained(self) -> None:
+        """Raises ValueError, one line, for a model that was converted and never trained."""
+        if not self.metadata.trained:
+            raise ValueError(
+                f"model {self.config.name!r} is converted from another one and not trained yet, so that it cannot restore "
+                "anything; train it first (its pixels would be noise: --allow-untrained shows them)"
+            )
 
 
 def embedded_path(name: str = EMBEDDED) -> Path:
@@ -68,18 +80,21 @@ def load_checkpoint(
     if not path.is_file():
         raise FileNotFoundError(f"model file not found: {path}")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             metadata = Metadata.from_header(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        files = TensorFiles.open(path)
     except SafetensorError as e:
         raise ValueError(f"{path} is not a readable safetensors file ({_short(e)}); give an OASIS checkpoint") from None
     except ValueError as e:
         raise ValueError(f"{path} cannot be loaded: {_short(e)}") from None
     with torch.device("meta"):
         model = OasisModel(metadata.config)
-    _check_tensors(path, model, tensors)
-    if dtype is not None:
-        tensors = {name: t.to(dtype) for name, t in tensors.items()}
+        if isinstance(metadata.config.decoder, WanDecoderConfig) and any(
+            n.startswith("decoder.") for n in files.shapes
+        ):
+            model.decoder = WanDecoder(metadata.config.decoder)
+    _check_tensors(path, model, files.shapes)
+    tensors = dict(files.read({n: n for n in files.shapes}, device, dtype))
     model.load_state_dict(tensors, assign=True)
     return Checkpoint(model.eval().requires_grad_(False), metadata)
 
@@ -106,15 +121,13 @@ def _short(error: Exception) -> str:
     return textwrap.shorten(str(error), 500, placeholder="...")
 
 
-def _check_tensors(path: Path, model: OasisModel, tensors: dict[str, torch.Tensor]) -> None:
+def _check_tensors(path: Path, model: OasisModel, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """One error that lists every missing, extra and mis-shaped tensor."""
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    problems = [f"missing {n}" for n in expected.keys() - tensors.keys()]
-    problems += [f"unexpected {n}" for n in tensors.keys() - expected.keys()]
+    problems = [f"missing {n}" for n in expected.keys() - shapes.keys()]
+    problems += [f"unexpected {n}" for n in shapes.keys() - expected.keys()]
     problems += [
-        f"{n} is {tuple(tensors[n].shape)} instead of {shape}"
-        for n, shape in expected.items()
-        if n in tensors and tuple(tensors[n].shape) != shape
+        f"{n} is {shapes[n]} instead of {shape}" for n, shape in expected.items() if n in shapes and shapes[n] != shape
     ]
     if problems:
         raise ValueError(f"{path} does not fit its own config: {'; '.join(sorted(problems))}")

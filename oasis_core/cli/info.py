@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..checkpoints import EMBEDDED, load_checkpoint, resolve
+from ..checkpoints import EMBEDDED, Checkpoint, load_checkpoint, resolve
+from ..model import PixelDecoderConfig
+from ..model.decoders import MissingDecoder
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,8 +32,18 @@ def run(args: argparse.Namespace) -> int:
         ("blocks", f"{config.depth} of {config.dim}, {config.heads} heads"),
         ("cell, patch", f"{config.unshuffle}, {config.patch}: sizes are padded to {config.pixel_multiple}"),
         ("routing", f"{routing.shares()}; window {routing.window}"),
+        ("decoder", _decoder(checkpoint)),
+        ("trained", "yes" if checkpoint.metadata.trained else "no: converted, it cannot upscale until it is trained"),
         ("licence", checkpoint.metadata.licence),
         ("notes", checkpoint.metadata.notes or "none"),
     ):
         print(f"{name + ':':13}{value}")
     return 0
+
+
+def _decoder(checkpoint: Checkpoint) -> str:
+    if isinstance(checkpoint.config.decoder, PixelDecoderConfig):
+        return "its own, for single frames"
+    if isinstance(checkpoint.model.decoder, MissingDecoder):
+        return "Wan 2.1's, in a file of its own (--decoder)"
+    return "Wan 2.1's, in this file"

@@ -34,6 +34,8 @@ class Job:
     keep: JobSettings = JobSettings()
     attention: str = "auto"
     compile: bool = False
+    decoder: Path | None = None
+    allow_untrained: bool = False
 
 
 def tell(target: Path, done: Done) -> int:

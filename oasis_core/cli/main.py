@@ -10,7 +10,7 @@ from typing import NoReturn
 import av
 import torch
 
-from . import calibrate, demo, evaluate, info, routing, train, upscale
+from . import calibrate, convert, demo, evaluate, info, routing, train, upscale
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells expect it."""
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _Parser(prog="oasis", description="OASIS: one-step video super-resolution")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    for command in (upscale, demo, info, train, evaluate, calibrate, routing):
+    for command in (upscale, demo, info, train, evaluate, calibrate, routing, convert):
         command.add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

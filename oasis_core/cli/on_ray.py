@@ -29,6 +29,8 @@ def check(engine: str, address: str | None, workers: int | None) -> None:
 def run(jobs: Sequence[Job], address: str | None, workers: int | None) -> int:
     """Do the jobs, which differ in input and output alone; prints one line for each. Returns the exit code."""
     job = jobs[0]
+    if job.decoder is not None:
+        raise ValueError("--decoder is for one device as yet: leave out --engine ray")
     routing = None if job.routing is None else Path(job.routing).read_text(encoding="utf-8")
     settings = WorkerSettings(
         job.model, routing, job.settings, job.device, job.dtype, job.attention, job.compile

@@ -13,9 +13,12 @@ from tqdm import tqdm
 from ..attention.backends import NAMES as ATTENTION_NAMES
 from ..attention.backends import backend_for
 from ..checkpoints import EMBEDDED, Checkpoint, load_checkpoint, resolve
+from ..checkpoints.decoder import load_decoder
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
+from ..jobs.fit import device_budget, fit
 from ..model.fuse import fuse_model
+from ..model.vae_config import WanDecoderConfig
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.auto import NAME as AUTO
 from ..routing.auto import AutoRouting
@@ -41,6 +44,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--routing",
         help="head routing as JSON, instead of the checkpoint's; auto: decided for each shot (dense checkpoints)",
+    )
+    parser.add_argument(
+        "--decoder", type=Path, help="Wan 2.1 VAE or taew2_1 file, for full-size models: they hold no decoder"
+    )
+    parser.add_argument(
+        "--allow-untrained", action="store_true", help="run a converted model that was never trained: noise comes out"
     )
     methods = ", ".join(m.value for m in ColorMethod)
     parser.add_argument(
@@ -105,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
     job = Job(
         args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep,
-        args.attention, args.compile,
+        args.attention, args.compile, args.decoder, args.allow_untrained,
     )  # fmt: skip
     on_ray.check(args.engine, args.address, args.workers)
     if args.batch:
@@ -178,9 +187,20 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     reader = VideoReader(job.source, job.fps, job.deinterlace)
     reader.check_progressive()
     device = choose_device(job.device)
-    checkpoint = load_checkpoint(resolve(job.model), device, choose_dtype(job.dtype, device))
+    dtype = choose_dtype(job.dtype, device)
+    checkpoint = load_checkpoint(resolve(job.model), device, dtype)
+    if not job.allow_untrained:
+        checkpoint.check_trained()
+    if job.decoder is not None:
+        decoder = load_decoder(job.decoder, device, dtype)
+        decoder.fold()
+        checkpoint.model.attach_decoder(decoder)
     routing = read_routing(job.routing, checkpoint)
     checkpoint.model.dit.attention = backend_for(job.attention, device)
+    upscaler = Upscaler(checkpoint.model, routing, job.settings)
+    if isinstance(checkpoint.config.decoder, WanDecoderConfig) and isinstance(routing, RoutingSpec):
+        checkpoint.model.dit.fold(routing, upscaler.fidelity)
     if job.compile:
         fuse_model(checkpoint.model, dynamic=None)
-    return reader, Upscaler(checkpoint.model, routing, job.settings)
+    info = reader.info
+    return reader, fit(upscaler, info.frames, info.height, info.width, device_budget(device))

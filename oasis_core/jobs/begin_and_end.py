@@ -89,7 +89,9 @@ def what_is_asked(
     reader: VideoReader, upscaler: Upscaler, writer: WriterSettings, model: str, segment_frames: int
 ) -> Asked:
     """Everything that the output depends on, so that a job goes on only with the same; ``model``: its ``hash_model``."""
-    parts = {"input": hash_input(reader.path), "setting": asdict(upscaler.settings), "output": asdict(writer)}
+    settings = asdict(upscaler.settings)
+    del settings["restart_frames"]  # the segments' length says it
+    parts = {"input": hash_input(reader.path), "setting": settings, "output": asdict(writer)}
     asked: Asked = {f"{part}.{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
     asked["setting.segment_frames"] = segment_frames
     asked["input.rate"] = str(reader.info.rate)

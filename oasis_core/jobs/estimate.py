@@ -9,6 +9,7 @@ from ..memory import working_memory
 from ..pipeline import Upscaler
 from ..plan import plan_tiles
 from ..video_io import VideoInfo
+from .fit import told as told_plan
 from .folder import job_path, read_manifest
 from .remembered import recall
 from .segments import plan_segments
@@ -54,10 +55,12 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
         size = info.frames * geometry.out_h * geometry.out_w * BITS_PER_PIXEL[codec] / 8
         copies = 1 if codec == "png" else 2
         disk = f"about {_size(copies * size)} while it runs, {_size(size)} in the end ({codec}, give or take a factor of 3)"
+    plan = getattr(upscaler.model.decoder, "plan", None)
     return Estimate((
         ("output", f"{geometry.out_w}x{geometry.out_h}, {info.frames or 'an unknown number of'} frames"),
         ("chunk", f"{upscaler.settings.chunk_frames} frames, {upscaler.chunk_overlap} latent frames shared{less}"),
         ("tile", told),
+        *((("decoder", told_plan(plan)),) if plan is not None else ()),
         ("segments", f"{segments}, of {segment_frames} frames"),
         ("memory", f"about {_size(memory + weights)} on the device, {_size(weights)} of it weights"),
         ("disk", disk),

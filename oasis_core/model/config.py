@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .vae_config import SPACE, TIME, WanDecoderConfig
+
 
 @dataclass(frozen=True)
 class PixelDecoderConfig:
@@ -73,7 +75,8 @@ class OasisConfig:
     """The timestep moves by fidelity to this power: measured after training, so that equal steps look equal."""
     sigma: float = 1.0
     """Step length of z_H = z_L - sigma * v."""
-    decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+    decoder: PixelDecoderConfig | WanDecoderConfig = field(default_factory=PixelDecoderConfig)
+    """The decoder's sizes. Wan's weights usually lie in a file of their own."""
 
     def __post_init__(self) -> None:
         for name in ("latent_channels", "dim", "depth", "heads", "ffn_dim", "freq_dim"):
@@ -96,15 +99,21 @@ class OasisConfig:
         for name in ("rope_theta", "fidelity_curve"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model {name} is {getattr(self, name)}; it must be above 0")
-        if not isinstance(self.decoder, PixelDecoderConfig):
-            raise ValueError(f"model decoder is {self.decoder!r}; it must be the sizes of a pixel decoder")
+        if not isinstance(self.decoder, PixelDecoderConfig | WanDecoderConfig):
+            raise ValueError(f"model decoder is {self.decoder!r}; it must be the sizes of a pixel or Wan decoder")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ValueError(f"model dim {self.dim} does not split into {self.heads} heads of an even size")
         if self.head_dim < 6:
             raise ValueError(f"model head size is {self.head_dim}; the 3D rotary embedding needs at least 6")
         if self.freq_dim % 2:
             raise ValueError(f"model freq_dim is {self.freq_dim}; it must be even")
-        if self.unshuffle[1] != self.unshuffle[2] or self.unshuffle[1] % 4:
+        if isinstance(self.decoder, WanDecoderConfig):
+            if self.unshuffle != (TIME, SPACE, SPACE) or self.latent_channels != self.decoder.latent_channels:
+                raise ValueError(
+                    f"model unshuffle is {self.unshuffle} with {self.latent_channels} latent channels; its Wan decoder needs "
+                    f"{(TIME, SPACE, SPACE)} and {self.decoder.latent_channels}"
+                )
+        elif self.unshuffle[1] != self.unshuffle[2] or self.unshuffle[1] % 4:
             raise ValueError(
                 f"model unshuffle is {self.unshuffle}; the pixel decoder needs square cells of a multiple of 4"
             )
@@ -158,7 +167,15 @@ class OasisConfig:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         try:
             if isinstance(data.get("decoder"), dict):
-                values["decoder"] = PixelDecoderConfig(**data["decoder"])
+                values["decoder"] = _decoder(data["decoder"])
             return cls(**values)
         except TypeError as e:
             raise ValueError(f"model config is not usable: {e}") from None
+
+
+def _decoder(data: dict[str, Any]) -> PixelDecoderConfig | WanDecoderConfig:
+    """Sizes of the decoder that ``kind`` names; without one, of a pixel decoder."""
+    if "kind" not in data:
+        return PixelDecoderConfig(**data)
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return WanDecoderConfig(**values)

@@ -15,10 +15,13 @@ from ..attention import TokenGrid, routed_attention
 from ..attention.backends import SDPA, Backend
 from ..routing.spec import Pattern, RoutingSpec
 from .config import OasisConfig
+from .fold import FoldedFor, fold
 from .layers import Block, Head, rope_table, timestep_embedding
 
 CPU_TOKENS = 1024
 """Tokens that a CPU takes at a time through what is done to each token by itself."""
+DEVICE_TOKENS = 16384
+"""The same for other devices, which this many keep busy: it bounds what norms, RoPE and feed-forward need beside q, k, v."""
 
 Observer = Callable[[int, Tensor, Tensor, TokenGrid], None]
 """Called with the layer, its q and k ``(B, L, N, D)`` and their grid."""
@@ -43,6 +46,8 @@ class DiT(nn.Module):
         self.head = Head(dim, pt * ph * pw * c)
         self.attention = SDPA
         """What runs the attention (``attention.backends.backend_for``)."""
+        self.folded: FoldedFor | None = None
+        """What the weights were folded for (``fold``), if they were."""
         self.checkpoint_blocks = False
         """Training: keep only each block's input, and compute the block again in the backward pass."""
         self.context = nn.Parameter(torch.zeros(1, config.context_length, dim)) if config.context_length else None
@@ -65,6 +70,10 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.head.weight)
         if self.context is not None:
             nn.init.normal_(self.context, std=0.02)
+
+    def fold(self, routing: RoutingSpec, fidelity: float = 0.0) -> None:
+        """Turn all that is constant at inference into plain weights, in place; see ``model.fold``."""
+        fold(self, routing, fidelity)
 
     def grid(self, z: Tensor) -> TokenGrid:
         """Token grid of a latent ``(B, C, t, h, w)``. Raises ValueError where the patch does not divide it."""
@@ -112,7 +121,11 @@ class DiT(nn.Module):
         grid = self.grid(z)
         routing.check_fits(self.config.depth, self.config.heads)
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
-        time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
+        if self.folded is None:
+            time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
+        else:
+            routing, time = self._as_folded(routing, observe, timestep), z.new_empty(0)
+            modulation = time
         x = self.tokens(z)
         for layer in range(self.config.depth):
             if poll is not None:
@@ -128,6 +141,20 @@ class DiT(nn.Module):
             self.head(x, time), "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=grid.t, h=grid.h, p=pt, q=ph, r=pw
         )
 
+    def _as_folded(self, routing: RoutingSpec, observe: Observer | None, timestep: Tensor | None) -> RoutingSpec:
+        """The routing of the heads in their new places. Raises ValueError where something else is asked for."""
+        assert self.folded is not None
+        if routing != self.folded.routing or observe is not None:
+            raise ValueError("the transformer is folded for another routing, or for upscaling alone; load it again")
+        wanted = timestep_embedding(
+            self.config.timestep_at(self.folded.fidelity), self.config.freq_dim, torch.device("cpu")
+        )
+        if timestep is not None and not torch.equal(timestep.cpu(), wanted):
+            raise ValueError(
+                f"the transformer is folded for fidelity {self.folded.fidelity}; load it again for another"
+            )
+        return self.folded.grouped
+
     def _block(
         self,
         x: Tensor,
@@ -141,10 +168,10 @@ class DiT(nn.Module):
     ) -> Tensor:
         """The residual stream ``(B, L, dim)`` after block ``layer``."""
         block = cast(Block, self.blocks[layer])
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            return _block_in_slices(
-                block, x, layer, modulation, rope, self.context, grid, routing, self.attention, observe, decide
-            )
+        at_once = CPU_TOKENS if x.device.type == "cpu" else DEVICE_TOKENS
+        if not torch.is_grad_enabled() and (x.device.type == "cpu" or x.shape[1] > at_once):
+            rest = (layer, modulation, rope, self.context, grid, routing, self.attention, observe, decide)
+            return _block_in_slices(block, x, *rest, at_once)
         q, k, v = block.before(x, modulation, rope)
         if observe is not None:
             observe(layer, q, k, grid)
@@ -165,17 +192,21 @@ def _block_in_slices(
     attention: Backend,
     observe: Observer | None,
     decide: Decider | None,
+    at_once: int,
 ) -> Tensor:
-    """``DiT._block`` on CPUs, in place: what is done to each token by itself is done to few tokens at a time, which then
-    stay in the cache from one operation to the next (half the time at 720p)."""
+    """``DiT._block`` in place: what is done to each token by itself is done to ``at_once`` tokens at a time, which then stay in a
+    CPU's cache from one operation to the next (half the time at 720p), and need little memory anywhere."""
     q, k, v = (x.new_empty(*x.shape[:2], block.self_attn.heads, x.shape[2] // block.self_attn.heads) for _ in range(3))
-    slices = [slice(start, start + CPU_TOKENS) for start in range(0, x.shape[1], CPU_TOKENS)]
+    pieces = -(-x.shape[1] // at_once)
+    at_once = -(-x.shape[1] // pieces)  # of equal size, so that one compilation serves them all
+    slices = [slice(start, start + at_once) for start in range(0, x.shape[1], at_once)]
     for s in slices:
         q[:, s], k[:, s], v[:, s] = block.before(x[:, s], modulation, (rope[0][s], rope[1][s]))
     if observe is not None:
         observe(layer, q, k, grid)
     patterns = routing.layers[layer] if decide is None else decide(layer, q, k, grid)
     attended = routed_attention(q, k, v, grid, patterns, routing.window, attention)
+    del q, k, v
     for s in slices:
         x[:, s] = block.after(x[:, s], attended[:, s], modulation, context)
     return x

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from .decoders import PixelDecoder
+from .fold import FoldedBlock
 from .layers import Block
 from .oasis import OasisModel
 
 
 def fuse_model(model: OasisModel, dynamic: bool | None = False) -> None:
-    """Compile the decoder, and what surrounds the attention call in each block. It happens when they first run.
+    """Compile the pixel decoder, and what surrounds the attention call in each block. It happens when they first run.
 
     Args:
         dynamic: as for ``torch.compile``: False, one compilation for each shape; None, the second shape makes them general.
@@ -21,9 +23,11 @@ def fuse_model(model: OasisModel, dynamic: bool | None = False) -> None:
         RuntimeError: the compiler is missing or fails; one line with the remedy.
     """
     for block in model.dit.blocks:
-        assert isinstance(block, Block)
+        assert isinstance(block, Block | FoldedBlock)
         block.before = _compiled(block.before, dynamic)  # type: ignore[method-assign]
         block.after = _compiled(block.after, dynamic)  # type: ignore[method-assign]
+    if not isinstance(model.decoder, PixelDecoder):
+        return  # a decoder with a state is convolutions and kernels of its own
     model.decoder.forward = _compiled(model.decoder.forward, dynamic)  # type: ignore[method-assign]
 
 

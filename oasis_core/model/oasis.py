@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..patchify import replicate_first, unshuffle_groups
 from ..routing.spec import RoutingSpec
-from .config import OasisConfig
-from .decoders import PixelDecoder
+from .config import OasisConfig, PixelDecoderConfig
+from .decoders import DecoderState, MissingDecoder, PixelDecoder
 from .dit import Decider, DiT
 
 
@@ -23,12 +23,41 @@ class OasisModel(nn.Module):
         ft, fh, fw = config.unshuffle
         self.project = nn.Linear(3 * ft * fh * fw, config.latent_channels)
         self.dit = DiT(config)
-        self.decoder = PixelDecoder(config)
+        pixel = isinstance(config.decoder, PixelDecoderConfig)
+        self.decoder: nn.Module = PixelDecoder(config) if pixel else MissingDecoder()
+        """A Wan decoder comes from its own file and is put here; till then a ``MissingDecoder``."""
 
     def init_weights(self) -> None:
         """Start of training from scratch."""
         self.dit.init_weights()
-        self.decoder.init_weights()
+        if isinstance(self.decoder, PixelDecoder):
+            self.decoder.init_weights()
+
+    def attach_decoder(self, decoder: nn.Module) -> None:
+        """Decode with ``decoder`` from now on.
+
+        Raises:
+            ValueError: the model brings its own kind of decoder, or its latent is another one.
+        """
+        sizes = self.config.decoder
+        if isinstance(sizes, PixelDecoderConfig):
+            raise ValueError(f"model {self.config.name!r} has a decoder of its own and takes no other")
+        if decoder.config.latent_channels != self.config.latent_channels:  # type: ignore[union-attr]
+            raise ValueError(
+                f"decoder is for {decoder.config.latent_channels} latent channels, the model has "  # type: ignore[union-attr]
+                f"{self.config.latent_channels}; give a Wan 2.1 VAE"
+            )
+        self.decoder = decoder
+
+    def decoder_state(self) -> DecoderState | None:
+        """What to hand to every ``decode`` of one stream; None where decoding needs no memory.
+
+        Raises:
+            ValueError: the model has no decoder yet.
+        """
+        if isinstance(self.decoder, MissingDecoder):
+            raise ValueError(self.decoder.remedy)
+        return None if isinstance(self.decoder, PixelDecoder) else DecoderState()
 
     def encode(self, pixels: Tensor, first: bool = True) -> Tensor:
         """z_L ``(B, C, t, h, w)`` of pixels ``(B, 3, T, H, W)`` in [-1, 1]; H and W are multiples of the cell.
@@ -56,16 +85,17 @@ class OasisModel(nn.Module):
         timestep = self.dit.timestep(fidelity, z_l.device)
         return z_l - self.config.sigma * self.dit(z_l, routing, poll, timestep=timestep, decide=decide)
 
-    def decode(self, z_h: Tensor, pixels: Tensor, first: bool = True) -> Tensor:
+    def decode(self, z_h: Tensor, pixels: Tensor, first: bool = True, state: DecoderState | None = None) -> Tensor:
         """Restored pixels of ``pixels``' shape, not clamped.
 
         Args:
             z_h: ``(B, C, t, h, w)``.
             pixels: the low-quality pixels of the same frames. ``first``: they start the clip, so that their first frame
                 stands for a whole group: T = 1 + group * (t - 1); otherwise T = group * t.
+            state: of this stream (``decoder_state``); None: the stream begins and ends here.
 
         Raises:
-            ValueError: T does not fit t.
+            ValueError: T does not fit t, or there is no decoder.
         """
         group = self.config.unshuffle[0]
         whole = replicate_first(pixels, group) if first else pixels
@@ -73,7 +103,10 @@ class OasisModel(nn.Module):
             raise ValueError(
                 f"{pixels.shape[2]} frames do not fit {z_h.shape[2]} latent frames of {group} (first={first})"
             )
-        if self.config.decoder.residual:
+        if not isinstance(self.decoder, PixelDecoder):
+            state = self.decoder_state() if state is None else state
+            return self.decoder(z_h, state)[:, :, -pixels.shape[2] :]
+        if self.decoder.residual:
             z_h = z_h - self.encode(whole, first=False)
         return self.decoder(z_h, whole)[:, :, whole.shape[2] - pixels.shape[2] :]
 

@@ -161,7 +161,7 @@ class TrainConfig:
             raise ValueError("the training config has no [[stages]]")
         if any(s.faithful for s in self.stages) and self.model.faithful_timestep is None:
             raise ValueError("a stage trains fidelity (faithful above 0), but [model] has no faithful_timestep")
-        if any(s.train == "decoder" for s in self.stages) and not self.model.decoder.residual:
+        if any(s.train == "decoder" for s in self.stages) and not getattr(self.model.decoder, "residual", False):
             raise ValueError("a stage trains the decoder alone; that needs residual = true in [model.decoder]")
         group = self.model.frame_group
         for stage in self.stages:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import OasisConfig
+from ..config import OasisConfig, PixelDecoderConfig
 
 
 def zero(parameter: Tensor | None) -> None:
@@ -57,6 +57,8 @@ class PixelDecoder(nn.Module):
         self.coarse = cell // 2
         """Output pixels per side of one coarse position."""
         sizes = config.decoder
+        assert isinstance(sizes, PixelDecoderConfig)
+        self.residual = sizes.residual
         width, hr = sizes.width, sizes.hr_width
         self.conv_in = _conv(config.latent_channels, self.group * 4 * width)
         self.conv_skip = _conv(3 * self.coarse**2, width) if not sizes.residual else None

@@ -1,0 +1,89 @@
+"""The full size's parts on a CUDA device: same numbers as on the CPU, and as much memory as is predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oasis_core.memory import wan_decoder_memory
+from oasis_core.model import OasisConfig
+from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
+from oasis_core.model.decoders.wan import Norm, fused
+from oasis_core.model.dit import DiT
+from oasis_core.model.vae_config import WanDecoderConfig
+from oasis_core.routing import RoutingSpec
+
+pytestmark = pytest.mark.gpu
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+"""Largest error as a share of the output's standard deviation; fp32 convolutions may run in TF32."""
+
+
+def random_decoder(width: int) -> WanDecoder:
+    torch.manual_seed(0)
+    decoder = WanDecoder(WanDecoderConfig(width=width)).eval().requires_grad_(False)
+    for name, p in decoder.named_parameters():
+        p.normal_(std=(p.shape[0] / p.numel()) ** 0.5 if p.ndim > 1 else 0.2).add_(0.8 * name.endswith("gamma"))
+    return decoder
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("fold", [False, True])
+@torch.inference_mode()
+def test_decoder_equals_the_cpu(dtype: torch.dtype, fold: bool) -> None:
+    decoder, z = random_decoder(16), torch.randn(1, 16, 4, 10, 14)
+    truth = decoder(z)
+    if fold:
+        decoder.fold()
+    decoder = decoder.to("cuda", dtype)
+    for plan in (DecodePlan(), DecodePlan(64, frames=2, keep_on=torch.device("cpu"))):
+        decoder.plan, state = plan, DecoderState()
+        got = torch.cat([decoder(part.cuda().to(dtype), state) for part in z.split((1, 2, 1), dim=2)], dim=2)
+        error = (got.float().cpu() - truth).abs()
+        assert error.max() < TOLERANCE[dtype] * truth.std()
+        assert error.mean() < TOLERANCE[dtype] / 5 * truth.std()
+
+
+@pytest.mark.parametrize("channels", [96, 192, 384])
+@torch.inference_mode()
+def test_norm_and_silu(channels: int) -> None:
+    x = torch.randn(1, 2, 9, 13, channels, device="cuda", dtype=torch.bfloat16)
+    norm = Norm(channels).cuda().bfloat16()
+    norm.gamma.normal_()
+    out = torch.empty_like(x)
+    norm.silu_into(x, out)
+    expected = torch.nn.functional.silu(torch.nn.functional.rms_norm(x.float(), (channels,), norm.gamma.float(), 1e-24))
+    assert (out.float() - expected).abs().max() < 0.02 * expected.abs().max()
+    assert not fused(x.cpu())
+
+
+@torch.inference_mode()
+def test_folded_transformer_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oasis_core.model.dit.DEVICE_TOKENS", 100)
+    config = OasisConfig("x", dim=96, depth=2, heads=3, ffn_dim=64, freq_dim=16, context_length=4)
+    torch.manual_seed(0)
+    dit, routing = DiT(config).eval().requires_grad_(False), RoutingSpec.by_ratio(2, 3, 1 / 3, 1 / 3)
+    for p in dit.parameters():
+        p.normal_(std=0.3 if p.ndim == 1 else p[0].numel() ** -0.5)
+    z = torch.randn(1, 16, 3, 20, 24)
+    truth = dit(z, routing)
+    dit.fold(routing)
+    got = dit.cuda()(z.cuda(), routing).cpu()
+    assert (got - truth).abs().max() < TOLERANCE[torch.float32] * truth.std()
+
+
+@pytest.mark.parametrize("plan", [DecodePlan(), DecodePlan(frames=1), DecodePlan(256, frames=1)])
+@torch.inference_mode()
+def test_the_decoders_peak_is_near_the_prediction(plan: DecodePlan) -> None:
+    decoder = random_decoder(96).cuda().bfloat16()
+    decoder.fold()
+    decoder.plan = replace(plan)
+    z, state = torch.randn(1, 16, 3, 60, 104, device="cuda", dtype=torch.bfloat16), DecoderState()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for part in z.split(1, dim=2):
+        decoder(part, state)
+    peak = torch.cuda.max_memory_allocated() - before
+    predicted = sum(wan_decoder_memory(decoder.config, 480, 832, 1, plan, 2))
+    assert 0.85 * predicted < peak < 1.15 * predicted
