@@ -286,7 +286,7 @@ def test_interlaced_video_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
         assert main(["upscale", str(source), str(tmp_path / "out.mp4"), *more]) == 2
         error = capsys.readouterr().err.strip()
         assert "interlaced" in error
-        assert "--deinterlace frame" in error
+        assert "(--deinterlace) to frame" in error
         assert len(error.splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
     assert main(["upscale", str(source), str(tmp_path / "out.mp4"), "--deinterlace", "fast"]) == 2
