@@ -76,8 +76,9 @@ class OasisHeadRouting(io.ComfyNode):
                     "layers",
                     default="window*2, global",
                     optional=True,
-                    tooltip="Used by: by layer pattern. One pattern for each layer (global, intra-frame or window), *2 for "
-                    "two such layers, begun again until the last layer: window*2, global is every third layer global.",
+                    tooltip="Used by: by layer pattern. One pattern for each layer (global, intra-frame, window or an extent in "
+                    "frames x token rows x token columns such as 3x7x7), *2 for two such layers, begun again until the last "
+                    "layer: window*2, global is every third layer global.",
                 ),
             ],
             outputs=[OasisModelType.Output(display_name="model", tooltip="The same weights with this routing.")],

@@ -9,8 +9,9 @@ import pytest
 from oasis_core.routing import Extent
 from oasis_core.routing.layer_pattern import by_layers
 from oasis_core.routing.rules import apply_rules
-from oasis_core.routing.spec import HeadPattern, RoutingSpec
+from oasis_core.routing.spec import HeadPattern, Pattern, RoutingSpec
 
+E = Extent
 G, I, W = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW  # noqa: E741
 BASE = RoutingSpec.uniform(8, 4, G, (3, 7, 7))
 
@@ -65,9 +66,12 @@ def test_what_makes_no_sense_is_one_line(rules: str, says: str) -> None:
         ("window*2, global", (W, W, G, W, W, G, W, W)),
         ("global", (G,) * 8),
         (" Intra-Frame , window * 3,global*4", (I, W, W, W, G, G, G, G)),
+        ("5x9x9, 3X1X1 *2, global", (E(5, 9, 9), E(3, 1, 1), E(3, 1, 1), G) * 2),
+        ("3xallxall*7, allx3x5", (*(E(3, None, None),) * 7, E(None, 3, 5))),
+        ("3x7x7, allxallxall, 1xallxall, allx1x1", (W, G, I, E(None, 1, 1)) * 2),  # the presets by their extents
     ],
 )
-def test_a_pattern_repeats_over_the_layers(text: str, layers: tuple[HeadPattern, ...]) -> None:
+def test_a_pattern_repeats_over_the_layers(text: str, layers: tuple[Pattern, ...]) -> None:
     assert by_layers(8, 4, text, (3, 7, 7)) == RoutingSpec(tuple((p,) * 4 for p in layers), (3, 7, 7))
 
 
@@ -77,7 +81,12 @@ def test_a_pattern_repeats_over_the_layers(text: str, layers: tuple[HeadPattern,
         ("", "'' is not PATTERN or PATTERN"),
         ("window, ", "'' is not PATTERN or PATTERN"),
         ("2*window", "'2\\*window' is not PATTERN"),
-        ("sideways*2", "names 'sideways'; known patterns: global, intra-frame, window"),
+        ("window*2*2", "'window\\*2\\*2' is not PATTERN"),
+        ("*2", "'\\*2' is not PATTERN"),
+        ("sideways*2", "names 'sideways'; known patterns: global, intra-frame, window, or an extent such as 3x7x7"),
+        ("window, 3x4x7", "names '3x4x7'; known patterns: .* or an extent such as 3x7x7"),
+        ("3x7", "names '3x7'; known patterns"),
+        ("2 window", "names '2 window'; known patterns"),
         ("window*0", "is for 0 layers"),
         ("window*6, global*3", "'global\\*3' is for 3 layers; this model has 8, of which 2 are left"),
         ("window*99999999999999999999", "this model has 8"),

@@ -19,6 +19,7 @@ from oasis_core.checkpoints import load_checkpoint
 from oasis_core.color import ColorMethod, correct_color
 from oasis_core.geometry import resize
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.routing.extent import Extent
 from oasis_core.routing.spec import HeadPattern, RoutingSpec
 
 pytestmark = pytest.mark.comfy
@@ -144,12 +145,13 @@ def test_routing_modes(
     """Every mode in one prompt."""
     depth, heads = checkpoint.config.depth, checkpoint.config.heads
     mixed = RoutingSpec(layers=((HeadPattern.WINDOW,) * heads, (HeadPattern.GLOBAL,) * heads), window=(1, 3, 3))
+    by_extent = RoutingSpec(layers=((Extent(1, 3, 3),) * heads, (HeadPattern.GLOBAL,) * heads))
     (server.base / "models/oasis/mixed.json").write_text(mixed.to_json())
     cases = {
         "from checkpoint": ({}, checkpoint.routing),
         "all window": ({}, RoutingSpec.uniform(depth, heads, HeadPattern.WINDOW)),
         "by ratio": ({"global_share": 0.5, "intra_frame_share": 0.25}, RoutingSpec.by_ratio(depth, heads, 0.5, 0.25)),
-        "by layer pattern": ({"layers": "window, global"}, replace(mixed, window=checkpoint.routing.window)),
+        "by layer pattern": ({"layers": "1x3x3, global"}, replace(by_extent, window=checkpoint.routing.window)),
         "JSON": ({"json": mixed.to_json()}, mixed),
         "JSON ": ({"json": "mixed.json"}, mixed),
     }
