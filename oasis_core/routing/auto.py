@@ -20,7 +20,7 @@ from ..attention import TokenGrid
 from .assignment import cheapest_under
 from .budget import cheapest_within
 from .calibration import CANDIDATES, Sampler, candidate_patterns
-from .divergence import localisation_kl
+from .divergence import Localisation
 from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, pattern_text
 
 NAME = "auto"
@@ -87,16 +87,16 @@ class Deciding:
     def __init__(self, auto: AutoRouting) -> None:
         self._auto, self._layers = auto, list[tuple[Pattern, ...]]()
         self._sampler = Sampler(auto.queries, auto.seed)
-        self._chosen: Tensor | None = None
+        self._localisation: Localisation | None = None
 
     @torch.no_grad()
     def __call__(self, layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> tuple[Pattern, ...]:
         """Patterns of the layer's heads. Raises ValueError for scores that are not finite, or too small a budget."""
         auto, sizes = self._auto, (grid.t, grid.h, grid.w)
-        if self._chosen is None:
-            self._chosen = self._sampler.draw(grid, q.device)  # the same in all layers: one index, little to make
         extents = [extent_of(p, auto.window) for p in auto.patterns]
-        kl = localisation_kl(q, k, grid, extents, self._chosen).double().mean((1, 2)).cpu().numpy()  # (P, N)
+        if self._localisation is None:  # the same queries in all layers: one index, made once
+            self._localisation = Localisation(grid, extents, self._sampler.draw(grid, q.device))
+        kl = self._localisation.kl(q, k).double().mean((1, 2)).cpu().numpy()  # (P, N); waits for the device
         if not np.isfinite(kl).all():
             raise ValueError("automatic routing met attention scores that are not finite; use a dtype of more range")
         loss = np.maximum(np.concatenate([np.zeros((1, kl.shape[1])), kl]).T, 0)
