@@ -5,7 +5,8 @@ from __future__ import annotations
 from .attention.sdpa import WINDOW_KEY_BUDGET_ELSE
 from .model.config import OasisConfig, PixelDecoderConfig
 from .model.decoders import DecodePlan, TaehvDecoder, WanDecoder
-from .model.decoders.wan import COARSE, PAST
+from .model.decoders.streaming import COARSE
+from .model.decoders.wan_layers import PAST
 from .model.dit import DEVICE_TOKENS
 from .model.vae_config import TaehvConfig, WanDecoderConfig
 from .patchify import latent_length

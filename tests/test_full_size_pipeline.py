@@ -19,11 +19,12 @@ from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.checkpoints.vae_names import ORIGINAL
 from oasis_core.cli import main
 from oasis_core.color import ColorMethod
+from oasis_core.decode_order import WARM_UP
 from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.decoders import DecodePlan, WanDecoder
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.patchify import replicate_first
-from oasis_core.pipeline import WARM_UP, Part, Upscaler, UpscaleSettings
+from oasis_core.pipeline import Part, Upscaler, UpscaleSettings
 from oasis_core.plan import Position, plan_chunks
 from oasis_core.routing import RoutingSpec
 
@@ -148,7 +149,7 @@ def test_a_restart_that_is_warmed_up_is_nearer_to_the_continuous_decode(monkeypa
     continuous = Upscaler(model, ROUTING, settings).upscale(frames)
     errors = []
     for warm_up in (1, 2, WARM_UP, 8):
-        monkeypatch.setattr("oasis_core.pipeline.WARM_UP", warm_up)
+        monkeypatch.setattr("oasis_core.decode_order.WARM_UP", warm_up)
         restarted = Upscaler(model, ROUTING, settings).restarting(20).upscale(frames)
         errors.append(float((restarted - continuous).abs().mean()))
     assert errors == sorted(errors, reverse=True)

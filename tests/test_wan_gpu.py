@@ -10,7 +10,7 @@ import torch
 from oasis_core.memory import wan_decoder_memory
 from oasis_core.model import OasisConfig
 from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
-from oasis_core.model.decoders.wan import Norm, fused
+from oasis_core.model.decoders.wan_layers import Norm, fused
 from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.routing import RoutingSpec
