@@ -106,11 +106,11 @@ class Pool:
     def _facts(self, slot: Slot) -> WorkerFacts:
         try:
             facts: WorkerFacts = self._ray.get(slot.hello)
+        except self._ray.exceptions.RayTaskError as e:
+            if isinstance(e.cause, (ValueError, OSError, ModuleNotFoundError, MemoryError)):
+                raise e.cause from None
+            raise OSError(f"worker {slot.number} cannot be started ({_last_line(e.cause)})") from None
         except self._ray.exceptions.RayActorError as e:
-            cause = getattr(e, "cause", None)
-            cause = getattr(cause, "cause", cause)
-            if isinstance(cause, (ValueError, OSError, ModuleNotFoundError, MemoryError)):
-                raise cause from None
             raise OSError(f"worker {slot.number} cannot be started ({_last_line(e)})") from None
         return facts
 

@@ -153,9 +153,20 @@ class SegmentWorker:
             server: handle of the ``FileServer`` that has model and decoder, where they are not found here; ``text``: as in
                 ``Shared``.
 
-        Raises:
-            ValueError, OSError: model, device or number format cannot be had.
+        What cannot be had is told by ``facts``: Ray keeps an error of a constructor in words of its own.
         """
+        self._lock = threading.Lock()
+        self._now, self._done, self._stopped = 0, 0.0, 0
+        self._decided: dict[int, RoutingSpec] = {}
+        self._reader: tuple[Source, VideoReader] | None = None
+        self._far = FarFiles()
+        self._refusal: Exception | None = None
+        try:
+            self._load(settings, server, text)
+        except (ValueError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as e:
+            self._refusal = e
+
+    def _load(self, settings: WorkerSettings, server: Any, text: str) -> None:
         device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, device)
         model, decoder = resolve(settings.model), None if settings.decoder is None else Path(settings.decoder)
@@ -175,13 +186,11 @@ class SegmentWorker:
             socket.gethostname(), str(device), name, hash_model(checkpoint.model), encoder, self._free,
             device_budget(device),
         )  # fmt: skip
-        self._lock = threading.Lock()
-        self._now, self._done, self._stopped = 0, 0.0, 0
-        self._decided: dict[int, RoutingSpec] = {}
-        self._reader: tuple[Source, VideoReader] | None = None
-        self._far = FarFiles()
 
     def facts(self) -> WorkerFacts:
+        """Raises ValueError or OSError where model, device or number format cannot be had; one line."""
+        if self._refusal is not None:
+            raise self._refusal
         return self._facts
 
     def files(self, question: str, *values: Any) -> Any:

@@ -17,11 +17,10 @@ from oasis_core.engines import cluster
 from oasis_core.engines.film import FilmRequest
 from oasis_core.engines.ray_job import RaySettings, upscale_on_ray
 from oasis_core.engines.worker import Order, Outcome, SegmentWorker, Source, WorkerSettings
-from oasis_core.jobs.fit import RESERVE, WAN_PLANS, fit
+from oasis_core.jobs.fit import WAN_PLANS, fit
 from oasis_core.jobs.folder import JobFolder
 from oasis_core.jobs.manifest import Manifest
 from oasis_core.jobs.scan import Scan
-from oasis_core.memory import working_memory
 from oasis_core.model.decoders import DecodePlan
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.video_io import VideoReader, WriterSettings
@@ -93,10 +92,8 @@ def test_a_scan_puts_borders_where_one_process_does(
     assert [(t.start.frame, t.stop) for t in scan] == expected
     for segment, task in zip(whole[1].segments[:-1], scan[1:], strict=True):  # from any of them on
         begun = Manifest({}, segments=whole[1].segments[: whole[1].segments.index(segment) + 1])
-        again = list(Scan(VideoReader(made[0]), upscaler, begun, SEGMENT))
-        assert again == scan[scan.index(task) :] or [(t.start, t.stop) for t in again] == [
-            (t.start, t.stop) for t in scan[scan.index(task) :]
-        ]
+        again = Scan(VideoReader(made[0]), upscaler, begun, SEGMENT)
+        assert [(t.start, t.stop) for t in again] == [(t.start, t.stop) for t in scan[scan.index(task) :]]
 
 
 @needs_ray
@@ -145,17 +142,9 @@ def test_the_plan_is_the_smallest_worker_s_and_files_come_to_those_that_lack_the
     address: str, tmp_path: Path, made: tuple[Path, Path, Path], whole: tuple[np.ndarray, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    upscaler = upscaler_of(made, replace(SETTINGS, chunk_frames=9))
-    needs = []
-    for plan in WAN_PLANS[:3]:
-        upscaler.model.decoder.plan = plan  # type: ignore[union-attr, assignment]
-        needs.append(working_memory(upscaler, FRAMES, 16, 16))
-    assert needs[0] > needs[2]
-    small = int(needs[2] / RESERVE) + 1
-    fitted = fit(upscaler, FRAMES, 16, 16, small)
-    plan = fitted.model.decoder.plan
-    assert isinstance(plan, DecodePlan)
-    assert plan != DecodePlan()
+    small, plan = 1 << 20, WAN_PLANS[-1]
+    fitted = fit(upscaler_of(made, replace(SETTINGS, chunk_frames=9)), FRAMES, 16, 16, small)
+    assert (fitted.model.decoder.plan, fitted.settings.chunk_frames) == (plan, 5)
     said, far, last = tmp_path / "said", tmp_path / "far", list[Manifest]()
     said.mkdir()
     far.mkdir()
@@ -192,11 +181,10 @@ def test_the_plan_is_the_smallest_worker_s_and_files_come_to_those_that_lack_the
         RaySettings(address, 2), worker=Poor,
     )  # fmt: skip
     assert result.error is None
-    chunk = None if fitted.settings.chunk_frames == 9 else fitted.settings.chunk_frames
-    assert (last[-1].decode_plan, last[-1].chunk_frames) == (plan, chunk)
+    assert (last[-1].decode_plan, last[-1].chunk_frames) == (plan, 5)
     used = {note.name.split("-", 2)[2] for note in said.glob("plan-*")}
-    assert used == {f"{plan.to_text()}-{chunk}"}
-    assert pictures(out).shape == (FRAMES, 16, 16, 3)
+    assert used == {f"{plan.to_text()}-5"}
+    assert np.abs(pictures(out).astype(int) - whole[0]).max() <= 1  # of those chunks; decoder tiles round otherwise
     assert not list(far.iterdir())
 
 

@@ -124,7 +124,7 @@ def test_a_shot_whose_first_segment_cannot_be_made_is_decided_by_the_next(
     clip: Path,
     path: Path,
     whole: tuple[Path, Manifest],
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And the job goes on elsewhere with the decisions that are there."""
     out = tmp_path / "out.mkv"
@@ -160,7 +160,7 @@ def test_an_interrupted_job_goes_on_with_ray(
     clip: Path,
     path: Path,
     whole: tuple[Path, Manifest],
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What a process has decided is what workers use; a worker that decides otherwise is not believed."""
     out, said = tmp_path / "out.mkv", tmp_path / "said"
