@@ -22,8 +22,8 @@ from ..video_io.reader import image_sequence
 
 BLOCK = 16 << 20
 """Bytes that travel at a time."""
-MODEL = "model"
-"""Key of the checkpoint among the files that a server gives out; inputs have their numbers."""
+MODEL, DECODER = "model", "decoder"
+"""Keys of the checkpoint and its decoder among the files that a server gives out; inputs have their numbers."""
 
 
 class FileServer:

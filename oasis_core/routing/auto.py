@@ -21,9 +21,11 @@ from .assignment import cheapest_under
 from .budget import cheapest_within
 from .calibration import CANDIDATES, Sampler, candidate_patterns
 from .divergence import Localisation
-from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, pattern_text
+from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, parse_pattern, pattern_text
 
 NAME = "auto"
+FORMAT = "oasis-routing-auto"
+VERSION = 1
 EXAMPLES = f"{NAME}, {NAME}:threshold=0.5 (nats a head may lose) or {NAME}:budget=0.35 (attention against dense)"
 QUERIES = 128
 """Queries sampled for each layer."""
@@ -71,14 +73,31 @@ class AutoRouting:
         return cls(rule or cls.rule, value, window)
 
     def to_json(self) -> str:
-        """For fingerprints: everything that decisions depend on beside model and clip."""
+        """Everything that decisions depend on beside model and clip; ``from_json`` reads it back."""
         patterns = [pattern_text(p) for p in self.patterns]
         facts = [self.rule, self.value, list(self.window), patterns, self.queries, self.seed]
-        return json.dumps({"format": "oasis-routing-auto", "version": 1, "decides": facts})
+        return json.dumps({"format": FORMAT, "version": VERSION, "decides": facts})
+
+    @classmethod
+    def from_json(cls, text: str) -> AutoRouting:
+        """Parse what ``to_json`` wrote. Raises ValueError, one line, for anything else."""
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT or data["version"] != VERSION:
+                raise ValueError(f"it is {data['format']!r} of version {data['version']!r}")
+            rule, value, window, patterns, queries, seed = data["decides"]
+            return cls(rule, value, tuple(window), tuple(parse_pattern(p) for p in patterns), queries, seed)
+        except (KeyError, TypeError, ValueError, RecursionError) as e:
+            raise ValueError(f"automatic routing cannot be read ({e}); expected what OASIS wrote") from None
 
     def dense(self, depth: int, heads: int) -> RoutingSpec:
         """What the model runs before anything is decided."""
         return RoutingSpec.uniform(depth, heads, HeadPattern.GLOBAL, self.window)
+
+
+def is_auto(text: str) -> bool:
+    """Whether JSON is meant to be ``AutoRouting.to_json``'s."""
+    return f'"{FORMAT}"' in text
 
 
 class Deciding:
@@ -137,6 +156,10 @@ class ShotRoutings:
     def of(self, shot: int) -> RoutingSpec | None:
         """Of the shot that begins with that frame; None: not decided yet."""
         return self._known.get(shot)
+
+    def within(self, start: int, stop: int) -> dict[int, RoutingSpec]:
+        """Those of shots that begin with frames ``start``, ..., ``stop`` - 1."""
+        return {shot: routing for shot, routing in list(self._known.items()) if start <= shot < stop}
 
     def decide(self, shot: int, routing: RoutingSpec) -> None:
         self._known[shot] = routing

@@ -150,11 +150,11 @@ class VideoWriter:
         packet.stream = self._stream
         try:
             self._container.mux(packet)
+            if self._tracks is not None:
+                self._tracks.copy_until(float((pts - self.first_pts) * self.source.time_base))
         except av.FFmpegError as e:
             raise OSError(f"cannot write {self.path} ({e.strerror or e})") from None
         self.written, self._copied = self.written + 1, True
-        if self._tracks is not None:
-            self._tracks.copy_until(float((pts - self.first_pts) * self.source.time_base))
 
     def _frame(self, rgb: np.ndarray) -> av.VideoFrame:
         """In the encoder's pixel format."""

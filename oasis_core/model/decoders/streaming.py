@@ -57,3 +57,16 @@ class DecodePlan:
         for name in ("tile", "halo", "frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"decoder {name} is {getattr(self, name)}; it must be 0 or more")
+
+    def to_text(self) -> str:
+        """Short; ``of_text`` reads it back."""
+        return ",".join(map(str, (self.tile, self.halo, self.frames, "" if self.keep_on is None else self.keep_on)))
+
+    @classmethod
+    def of_text(cls, text: str) -> DecodePlan:
+        """Raises ValueError, one line, for what ``to_text`` did not write."""
+        try:
+            tile, halo, frames, place = text.split(",")
+            return cls(int(tile), int(halo), int(frames), torch.device(place) if place else None)
+        except (ValueError, RuntimeError):
+            raise ValueError(f"decoder's plan is {text[:40]!r}; expected such as '1024,24,2,cpu'") from None
