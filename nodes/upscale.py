@@ -8,8 +8,8 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..oasis_core.jobs.clip import upscale_clip
 from ..oasis_core.jobs.estimate import clip_facts
-from ..oasis_core.jobs.shrink import upscale_clip
 from ..oasis_core.pipeline import Upscaler
 from .bar import Bar
 from .model_handle import ModelHandle, OasisModelType
