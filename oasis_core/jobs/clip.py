@@ -29,9 +29,10 @@ def upscale_clip(
     Raises:
         MemoryError: not even single frames in the smallest tiles fit; one line.
     """
+    count, height, width, _ = frames.shape
     budget = device_budget(upscaler.model.project.weight.device)
-    fitted = fit(upscaler, *frames.shape[:3], budget)
-    if fitted.settings != upscaler.settings:
+    fitted = fit(upscaler, count, height, width, budget)
+    if fitted.settings.chunk_frames != upscaler.settings.chunk_frames:
         assert budget is not None
         log.warning(
             "%s instead of %s: all that the %.1f GiB free beside the weights allow",
@@ -43,6 +44,6 @@ def upscale_clip(
         except RuntimeError as e:
             if not is_out_of_memory(e):
                 raise
-            had, fitted = fitted.settings, shrunk(fitted, *frames.shape[1:3])
+            had, fitted = fitted.settings, shrunk(fitted, height, width)
         free_memory()  # out of the except block: until here the error holds the frames of the failed call
         log.warning("out of memory with %s: again with %s", told(had), told(fitted.settings))
