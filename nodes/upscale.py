@@ -46,5 +46,5 @@ class OasisUpscale(io.ComfyNode):
         model.load(upscaler, *images.shape[:3])
         with Bar(len(images), facts, cls.hidden.unique_id) as bar:
             result = upscale_clip(upscaler, images, bar.advance, bar.poll, bar.show)
-            bar.end(facts)
+            bar.end(facts, result[-1, ..., :3])
         return io.NodeOutput(result.to(mm.intermediate_device()))
