@@ -23,7 +23,6 @@ from .browser import (
     OVERLAPS,
     PAGE_MS,
     SCALE,
-    WITH_PREVIEW,
     WORKFLOWS,
     check_opened,
     columns,
@@ -103,7 +102,7 @@ def test_write_help_picture(page: Any, client: Any, name: str) -> None:
     upload_samples(client)
     reload(page)
     prompt = HELP_PICTURES[name]
-    _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, "", SCALE])
+    _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), {"LoadVideo": 240}, "", SCALE])
     snapshot(page, right, bottom).save(HELP / "pictures" / f"{name}.jpg", quality=88)
 
 
