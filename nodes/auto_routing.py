@@ -66,7 +66,12 @@ class OasisAutoRouting(io.ComfyNode):
                     tooltip="Tokens sampled in each layer, 1 to 4096. More is surer and slower.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**32 - 1, tooltip="Of the sampling: the same seed, the same result."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,  # the page would draw another one after each run
+                    tooltip="Of the sampling, 0 to 4294967295: the same seed, the same result.",
                 ),
             ],
             outputs=[OasisModelType.Output(display_name="model", tooltip="For OASIS Upscale and OASIS Upscale Video.")],

@@ -65,18 +65,23 @@ class Bar:
         now = time.monotonic()
         if now - self._shown < PREVIEW_EVERY:
             return
-        self._shown = now
-        step = max(1, -(-max(frame.shape[:2]) // PREVIEW_SIDE))
-        small = frame[::step, ::step].clamp(0, 1).mul(255).byte().cpu().numpy()
-        self._preview = ("JPEG", Image.fromarray(small), PREVIEW_SIDE)
+        self._shown, self._preview = now, _preview(frame)
 
-    def end(self, text: str) -> None:
-        """The last line."""
+    def end(self, text: str, frame: Tensor | None = None) -> None:
+        """The last line; a frame, where one is given, is the preview that stays, however short the work was."""
+        if frame is not None:
+            self._bar.update_absolute(self._bar.total, preview=_preview(frame))
         self._text(text)
 
     def _text(self, text: str) -> None:
         if self._node is not None:
             PromptServer.instance.send_progress_text(text, self._node)
+
+
+def _preview(frame: Tensor) -> tuple[str, Image.Image, int]:
+    step = max(1, -(-max(frame.shape[:2]) // PREVIEW_SIDE))
+    small = frame[::step, ::step].clamp(0, 1).mul(255).byte().cpu().numpy()
+    return "JPEG", Image.fromarray(small), PREVIEW_SIDE
 
 
 def _span(seconds: float) -> str:

@@ -90,7 +90,12 @@ class OasisCalibrateRouting(io.ComfyNode):
                     "says how sure.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**32 - 1, tooltip="Of the sampling: the same seed, the same result."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,  # the page would draw another one after each run
+                    tooltip="Of the sampling, 0 to 4294967295: the same seed, the same result.",
                 ),
             ],
             outputs=[

@@ -70,11 +70,13 @@ class ModelHandle:
         return cls(patched, checkpoint.routing, checkpoint, file, attention, compile)
 
     def load(self, upscaler: Upscaler, frames: int, height: int, width: int) -> None:
-        """Bring the model to its device, with room for a job on a clip of that size."""
+        """Bring the model to its device, with room for a job on a clip of that size.
+
+        That is for the best plan that the whole device could hold; the job itself plans with what is free when it begins.
+        """
         device = self.patcher.load_device
-        if device.type == "cuda":
-            fit(upscaler, frames, height, width, mm.get_total_memory(device) - mm.module_size(self.patcher.model))
-        memory = working_memory(upscaler, frames, height, width)
+        whole = mm.get_total_memory(device) - mm.module_size(self.patcher.model) if device.type == "cuda" else None
+        memory = working_memory(fit(upscaler, frames, height, width, whole), frames, height, width)
         mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
         # Under --novram the patcher leaves layers that are not ComfyUI's own where they were; unloading undoes this.
         self.patcher.model.to(self.patcher.load_device)

@@ -8,8 +8,8 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..oasis_core.jobs.clip import upscale_clip
 from ..oasis_core.jobs.estimate import clip_facts
-from ..oasis_core.jobs.shrink import upscale_clip
 from ..oasis_core.pipeline import Upscaler
 from .bar import Bar
 from .model_handle import ModelHandle, OasisModelType
@@ -46,5 +46,5 @@ class OasisUpscale(io.ComfyNode):
         model.load(upscaler, *images.shape[:3])
         with Bar(len(images), facts, cls.hidden.unique_id) as bar:
             result = upscale_clip(upscaler, images, bar.advance, bar.poll, bar.show)
-            bar.end(facts)
+            bar.end(facts, result[-1, ..., :3])
         return io.NodeOutput(result.to(mm.intermediate_device()))

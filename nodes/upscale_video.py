@@ -122,6 +122,6 @@ class OasisUpscaleVideo(io.ComfyNode):
         with Bar(info.about, facts, cls.hidden.unique_id) as bar:
             done = upscale_by(engine, ray_address, model, reader, target, upscaler, writer, bar, keep, notes)
             drop_copy(source)
-            bar.end(f"{facts}\n{done}" + (f"\n{done.problem}" if done.problem else ""))
+            bar.end(f"{facts}\n{done.pace}" + (f"\n{done.problem}" if done.problem else ""))
         saved = ui.SavedResult(target.name, subfolder, io.FolderType.output)
         return io.NodeOutput(VideoFromFile(str(target)), ui=ui.PreviewVideo([saved]))

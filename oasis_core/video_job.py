@@ -65,9 +65,14 @@ class Done:
     """Seconds, of all, in which the model waited for reader or writer."""
 
     def __str__(self) -> str:
-        rate = (self.frames - self.kept) / self.seconds
         kept = f", {self.kept} of them kept from before" if self.kept else ""
-        return f"{self.frames} frames{kept}, {self.width}x{self.height}, {self.seconds:.1f} s, {rate:.2f} frames per second"
+        return f"{self.frames} frames{kept}, {self.width}x{self.height}, {self.pace}"
+
+    @property
+    def pace(self) -> str:
+        """Time and speed in words."""
+        rate = (self.frames - self.kept) / self.seconds
+        return f"{self.seconds:.1f} s, {rate:.2f} frames per second"
 
 
 def upscale_video(

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..patchify import latent_length
-from ..pipeline import Poll, Upscaler, UpscaleSettings
-from ..progress import Progress
-
-log = logging.getLogger(__name__)
+from ..pipeline import Upscaler, UpscaleSettings
 
 LEAST_TILE = 128
 """Smallest tile side, in output pixels: under it the overlap is most of the work."""
@@ -59,29 +53,6 @@ def smaller(upscaler: Upscaler, height: int, width: int) -> Upscaler | None:
     longest = max(geometry.pad_h, geometry.pad_w)
     side = min(tokens * cell[0] or longest, longest)
     return with_plan(upscaler, None, max(LEAST_TILE, side // 2)) if side > LEAST_TILE else None
-
-
-def upscale_clip(
-    upscaler: Upscaler,
-    frames: Tensor,
-    on_progress: Progress | None = None,
-    poll: Poll | None = None,
-    show: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """``Upscaler.upscale``, begun again with smaller chunks, then tiles, where the device's memory runs out.
-
-    Raises:
-        MemoryError: not even single frames in the smallest tiles fit; one line.
-    """
-    while True:
-        try:
-            return upscaler.upscale(frames, on_progress, poll, show)
-        except RuntimeError as e:
-            if not is_out_of_memory(e):
-                raise
-            had, upscaler = upscaler.settings, shrunk(upscaler, *frames.shape[1:3])
-        free_memory()  # out of the except block: until here the error holds the frames of the failed call
-        log.warning("out of memory with %s: again with %s", told(had), told(upscaler.settings))
 
 
 def shrunk(upscaler: Upscaler, height: int, width: int) -> Upscaler:

@@ -31,22 +31,22 @@ INFO = "[data-testid=info-button]"
 """The button on a selected node that opens its help."""
 SCALE = 0.9
 """Zoom at which a workflow opens."""
-WITH_PREVIEW = ["LoadVideo", "SaveVideo", "LoadImage", "SaveImage", "OasisCompare", "OasisUpscale", "OasisUpscaleVideo"]
-WITH_PREVIEW += ["VHS_LoadVideo"]
-"""Nodes that show a picture, for which room is left."""
+WITH_PREVIEW = {"OasisUpscale": 300, "OasisUpscaleVideo": 340} | dict.fromkeys(
+    ["LoadVideo", "SaveVideo", "LoadImage", "SaveImage", "OasisCompare", "VHS_LoadVideo"], 240
+)
+"""Nodes that show a picture, and the room that is left for it and for what it says, in pixels."""
 FEW = 5
 """Frames of the sample that a thumbnail shows the result of."""
 ARRANGE = """async ([prompt, columns, withPreview, note, scale]) => {
     await app.loadApiJson(prompt, "workflow")
-    const left = 120, top = 150, gap = [50, 100], previewHeight = 240
+    const left = 120, top = 150, gap = [50, 100]
     let x = left, bottom = top
     for (const column of columns) {
         let y = top, width = 0
         for (const id of column) {
             const n = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id))
             const size = n.computeSize()
-            const more = withPreview.includes(n.type) ? previewHeight : 0
-            n.size = [Math.max(n.size[0], size[0]), size[1] + more]
+            n.size = [Math.max(n.size[0], size[0]), size[1] + (withPreview[n.type] ?? 0)]
             n.pos = [x, y]
             y += n.size[1] + gap[1]
             width = Math.max(width, n.size[0])
@@ -67,6 +67,14 @@ ARRANGE = """async ([prompt, columns, withPreview, note, scale]) => {
     return [JSON.stringify(app.graph.serialize(), null, 2), x - gap[0], bottom]
 }"""
 """Load a prompt, put its nodes into columns and a note below; gives the graph and where its nodes end."""
+OVERLAPS = """() => {
+    const title = 30, boxes = app.graph.nodes.map((n) => ({
+        name: `${n.id} ${n.type}`, x: n.pos[0], y: n.pos[1] - title, w: n.size[0], h: n.size[1] + title
+    }))
+    const meet = (a, b) => a.x < b.x + b.w && b.x < a.x + a.w && a.y < b.y + b.h && b.y < a.y + a.h
+    return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => meet(a, b)).map((b) => `${a.name} - ${b.name}`))
+}"""
+"""Pairs of nodes that lie on each other: they grow with what they show."""
 RED = """() => app.graph.nodes.filter((n) => n.has_errors || !(n.type in LiteGraph.registered_node_types))
     .map((n) => n.type)"""
 TYPES = "(types) => JSON.stringify(app.graph.nodes.map((n) => n.type).sort()) === JSON.stringify(types)"
@@ -169,7 +177,9 @@ def write_workflow(page: Any, client: Any, name: str, note: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         client.upload(first_frames(SAMPLES[0], Path(folder) / "few.mp4"), SAMPLES[0].name)
     run(page, client)
-    picture = snapshot(page, right, bottom)
+    draw(page, 3000)
+    assert page.evaluate(OVERLAPS) == [], "leave more room"
+    picture = snapshot(page, right, bottom + 20)
     picture.thumbnail((800, 800), Image.Resampling.LANCZOS)
     picture.save(WORKFLOWS / f"{name}.jpg", quality=85)
     page.set_viewport_size({"width": 1600, "height": 900})

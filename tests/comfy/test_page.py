@@ -20,9 +20,9 @@ from .browser import (
     ARRANGE,
     HELP,
     INFO,
+    OVERLAPS,
     PAGE_MS,
     SCALE,
-    WITH_PREVIEW,
     WORKFLOWS,
     check_opened,
     columns,
@@ -48,6 +48,8 @@ PICTURES, VIDEOS = ("SaveImage", "OasisCompare"), ("SaveVideo", "OasisUpscaleVid
 PICTURE_SHOWN = "(id) => app.graph.getNodeById(Number(id)).imgs?.[0]?.naturalWidth === 256"
 VIDEO_SHOWN = "(id) => app.graph.getNodeById(Number(id)).videoContainer?.querySelector('video')?.videoWidth === 256"
 """Four times the small samples' width."""
+PREVIEW_SHOWN = "(id) => app.graph.getNodeById(Number(id)).imgs?.[0]?.naturalWidth > 64"
+"""The last frame; 512 pixels wide on newer pages, which enlarge it."""
 ALL = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 NAMES = [name for name in ALL if name != WITH_VHS]
 HELP_PICTURES = {
@@ -100,7 +102,7 @@ def test_write_help_picture(page: Any, client: Any, name: str) -> None:
     upload_samples(client)
     reload(page)
     prompt = HELP_PICTURES[name]
-    _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), WITH_PREVIEW, "", SCALE])
+    _, right, bottom = page.evaluate(ARRANGE, [prompt, columns(prompt), {"LoadVideo": 240}, "", SCALE])
     snapshot(page, right, bottom).save(HELP / "pictures" / f"{name}.jpg", quality=88)
 
 
@@ -150,8 +152,11 @@ def test_from_the_template_browser_to_the_result(page: Any, client: Any, server:
             page.wait_for_function(PICTURE_SHOWN, arg=node, timeout=PAGE_MS)
         elif content["class_type"] in VIDEOS:
             page.wait_for_function(VIDEO_SHOWN, arg=node, timeout=PAGE_MS)
+        elif content["class_type"] == "OasisUpscale":
+            page.wait_for_function(PREVIEW_SHOWN, arg=node, timeout=PAGE_MS)
     draw(page)
     screenshot(page, server, f"ran_{name}")
+    assert page.evaluate(OVERLAPS) == []
 
 
 @pytest.mark.usefixtures("small")
@@ -167,6 +172,13 @@ def test_a_saved_video_opens_as_a_workflow(page: Any, client: Any, server: Any, 
     drop(page, path, "video/mp4")
     check_opened(page, load_api("oasis_long_video"))
     screenshot(page, server, "dropped_video")
+
+
+def test_a_seed_stays_what_it_is(page: Any) -> None:
+    """Else each run would draw another one, and nothing that is unchanged would come from the cache."""
+    names = """(types) => types.map((type) => LiteGraph.createNode(type).widgets.map((w) => w.name))"""
+    for widgets in page.evaluate(names, ["OasisCalibrateRouting", "OasisAutoRouting"]):
+        assert widgets[-1] == "seed", widgets
 
 
 @pytest.mark.parametrize("node", sorted(path.name for path in HELP.iterdir() if path.name.startswith("Oasis")))
