@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def stability(results: Results, axes: Axes) -> None:
         axes.plot(chance, places, "k|", ms=9, label=None if n else "by chance")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="heads with the same pattern (%)", xlim=(0, 100))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.13), ncols=3, fontsize=8, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.09), ncols=3, fontsize=8, frameon=False)
 
 
 def forced(results: Results, axes: Axes) -> None:
@@ -62,25 +63,25 @@ def forced(results: Results, axes: Axes) -> None:
     axes.legend(fontsize=8)
 
 
-def costs(results: Results, axes: Axes) -> None:
-    """Attention's cost against quality: chosen by KL, at random, all heads at one extent."""
+def costs(results: Results, axes: Axes, key: str, label: str) -> None:
+    """Attention's cost against one score: chosen by KL, at random, all heads at one extent."""
     budgets = {k.removeprefix("budgets: "): v for k, v in results.items() if k.startswith("budgets: ")}
     extents = {k.removeprefix("windows: "): v for k, v in results.items() if k.startswith("windows: ")}
-    chosen = [v for k, v in budgets.items() if k == "dense" or k.endswith("%")]
+    chosen = [v for k, v in budgets.items() if k.endswith("%") or (k == "dense" and key != "change")]
     chosen.sort(key=lambda row: row["cost"])
     random = [v for k, v in budgets.items() if "random" in k]
 
     def points(rows: list[dict[str, float]]) -> tuple[list[float], list[float]]:
-        return [100 * r["cost"] for r in rows], [r["stlpips"] for r in rows]
+        return [100 * r["cost"] for r in rows], [r[key] for r in rows]
 
     axes.plot(*points(chosen), "o-", ms=4, label="least KL at a budget")
     axes.plot(*points(random), "x", ms=5, color="tab:red", label="the same patterns at random heads")
     axes.plot(*points(list(extents.values())), "s", ms=4, color="tab:green", label="all heads at one extent")
     for name, row in extents.items():
-        axes.annotate(name, (100 * row["cost"], row["stlpips"]), (3, 3), textcoords="offset points", fontsize=7)
+        axes.annotate(name, (100 * row["cost"], row[key]), (3, 3), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
-    axes.set(xlabel="attention's arithmetic (% of dense)", ylabel="ST-LPIPS (less is better)")
+    axes.set(xlabel="attention's arithmetic (% of dense)", ylabel=label)
     axes.legend(fontsize=8)
 
 
@@ -88,7 +89,16 @@ FIGURES = {
     "routing_heads.png": (heads, "heads", (5.2, 3.6)),
     "routing_stability.png": (stability, "stability", (6.4, 4.6)),
     "routing_forced.png": (forced, "forced", (5.2, 3.6)),
-    "routing_costs.png": (costs, "budgets: dense", (6.4, 4.2)),
+    "routing_change.png": (
+        partial(costs, key="change", label="change from the dense output (dB, less is closer)"),
+        "budgets: dense",
+        (5.6, 4.2),
+    ),
+    "routing_stlpips.png": (
+        partial(costs, key="stlpips", label="ST-LPIPS to the ground truth (less is better)"),
+        "budgets: dense",
+        (5.6, 4.2),
+    ),
 }
 """What draws each picture, what it needs, and its inches."""
 
