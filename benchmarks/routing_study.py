@@ -10,6 +10,7 @@ stability   is the split the same on other clips, motion, resolutions, chunk len
             chance; what a clip loses with the routing of another instead of its own.
 forced      one head after another is forced to each local pattern, all others global: what that does to the picture, against the
             head's KL.
+layers      the same with all heads of a layer.
 budgets     the exact assignment at several budgets, the same numbers of patterns at random places, all heads alike.
 windows     all heads at one extent.
 
@@ -50,13 +51,16 @@ RECIPE = (0.0125, 0.075)
 THRESHOLDS = (0.1, 0.5, 1.0, 1.5)
 EXTENTS = "1x3x3,1x5x5,3x3x3,3x5x5,3x7x7,5x5x5,3x9x9,5x9x9,5x3x3,1xallxall,3xallxall"
 QUERIES = (32, 128, 256)
-SECTIONS = ("heads", "stability", "forced", "budgets", "windows")
+ALSO = "allx5x5,1x5x5"
+"""Further extents whose KL is told."""
+SECTIONS = ("heads", "stability", "forced", "layers", "budgets", "windows")
 Row = dict[str, float]
 
 
 def heads(study: Study) -> dict[str, Any]:
     """Tables by pattern: mean, spread over clips, and the value of uniform attention; heads by pattern at thresholds."""
-    found, grid = study.everyone(), TokenGrid(*study.sizes())
+    every = (*study.patterns, *parse_patterns(ALSO))
+    found, grid = study.measured([e.low for e in study.examples], patterns=every), TokenGrid(*study.sizes())
     extents = [extent_of(p, study.window) for p in found.patterns]
     nothing = torch.zeros(1, grid.length, 1, 1)
     uniform = localisation_kl(nothing, nothing, grid, extents, torch.arange(grid.length)).mean((1, 2, 3))
@@ -72,6 +76,7 @@ def heads(study: Study) -> dict[str, Any]:
         "tokens": list(study.sizes()),
         "patterns": tables,
         "thresholds": {f"{t:g} nats": assign_by_threshold(found, t).shares() for t in THRESHOLDS},
+        "least of all heads": {p: min(map(min, table["kl"])) for p, table in tables.items()},
     }
 
 
@@ -162,6 +167,26 @@ def forced(study: Study, count: int, rows: list[dict[str, Any]], save: Callable[
             })  # fmt: skip
             save()
     return {"dense": base, "rank with KL": _ranks(rows)}
+
+
+def layers(study: Study, once: Callable[[str, Callable[[], Row]], Row]) -> dict[str, Row]:
+    """Of each layer and local pattern; what is lost is against dense."""
+    found, base = study.everyone(), study.row(study.dense)
+
+    def row(layer: int, p: int) -> Row:
+        patterns = [*study.dense.layers]
+        patterns[layer] = (found.patterns[p],) * study.heads
+        got = study.row(RoutingSpec(tuple(patterns), study.window))
+        return {
+            "kl": float(found.mean[p, layer].mean()), "change": got["change"], "psnr lost": base["psnr"] - got["psnr"],
+            "stlpips lost": got["stlpips"] - base["stlpips"],
+        }  # fmt: skip
+
+    return {
+        name: once(f"layers: {name}", lambda i=i, p=p: row(i, p))
+        for p, pattern in enumerate(found.patterns)
+        for i, name in ((i, f"{i}, {pattern_text(pattern)}") for i in range(study.depth))
+    }
 
 
 def _ranks(rows: list[dict[str, Any]]) -> dict[str, Row]:
@@ -282,6 +307,8 @@ def main() -> None:
             kept.results["forced"] = forced(study, args.heads, rows, kept.save)
             kept.save()
             print_rows("forced: rank correlations", kept.results["forced"]["rank with KL"])
+        elif section == "layers":
+            print_rows("layers", layers(study, kept.once))
         elif section == "budgets":
             print_rows("budgets", budgets(study, study.everyone(), kept.once))
         else:

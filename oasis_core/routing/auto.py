@@ -27,8 +27,8 @@ NAME = "auto"
 FORMAT = "oasis-routing-auto"
 VERSION = 1
 EXAMPLES = f"{NAME}, {NAME}:threshold=0.5 (nats a head may lose) or {NAME}:budget=0.35 (attention against dense)"
-QUERIES = 128
-"""Queries sampled for each layer."""
+QUERIES = 64
+"""Queries sampled for each layer: a routing found with half as many costs 0.5 % more KL than the best (docs/routing.md)."""
 
 
 @dataclass(frozen=True)

@@ -34,17 +34,21 @@ class Localisation:
         frame, place = queries // grid.frame, queries % grid.frame
         distance = (torch.arange(grid.t, device=queries.device) - frame[:, None]).abs()  # (S, t)
         reaches = [e.reach(sizes) for e in extents]
-        self._parts: list[tuple[Tensor, Tensor] | None] = []
-        """Of a frame: indices ``(S, K)`` of the tokens that a candidate sees and whether it sees them; None: all."""
-        self._candidates: list[tuple[int, Tensor]] = []
-        """Of each candidate: which part, and the frames ``(S, t)`` that it does not see."""
-        known: dict[tuple[int, int], int] = {}
-        for extent, (t, h, w) in zip(extents, reaches, strict=True):
-            if (h, w) not in known:
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        """Of a frame: indices ``(S, K)`` of the tokens that a candidate sees, and whether it does not see them."""
+        which, known = [0], dict[tuple[int, int], int]()
+        everything = (grid.h - 1, grid.w - 1)
+        for extent, (_, h, w) in zip(extents, reaches, strict=True):
+            if (h, w) != everything and (h, w) not in known:
+                index, seen = box(one_frame, Extent(1, extent.h, extent.w), place)
+                self._parts.append((index, ~seen))
                 known[h, w] = len(self._parts)
-                everything = h == grid.h - 1 and w == grid.w - 1
-                self._parts.append(None if everything else box(one_frame, Extent(1, extent.h, extent.w), place))
-            self._candidates.append((known[h, w], distance > t))
+            which.append(known.get((h, w), 0))
+        self._which = torch.tensor(which, device=queries.device)
+        """Of global attention and each candidate: 0, all of a frame, or 1 + its part."""
+        beyond = [distance > t for t in (grid.t, *(t for t, _, _ in reaches))]
+        self._beyond = torch.stack(beyond)[:, None, None]
+        """Likewise the frames ``(1 + P, 1, 1, S, t)`` that it does not see."""
 
     def kl(self, q: Tensor, k: Tensor) -> Tensor:
         """KL(local || global) ``(P, B, S, N)`` in nats, fp32 (fp64 for fp64), at least 0 but for rounding.
@@ -59,22 +63,17 @@ class Localisation:
         budget = SCORES.get(q.device.type, SCORES_ELSE)
         for some, heads, frames in _pieces(count, n, grid, budget):
             seen = slice(frames.start * grid.frame, frames.stop * grid.frame)
-            parts = [None if p is None else (p[0][some], p[1][some]) for p in self._parts]
+            parts = [(index[some], unseen[some]) for index, unseen in self._parts]
             for i in range(b):
                 scores = _scores(q[i, self._queries[some], heads], k[i, seen, heads], dtype)  # (n, s, f * frame)
                 scores = scores.unflatten(-1, (-1, grid.frame))
                 lse[0, i, heads, some, frames] = _logsumexp(scores)
                 for p, part in enumerate(parts, 1):
-                    if part is not None:
-                        index, inside = (x[None, :, None] for x in part)
-                        near = scores.gather(-1, index.expand(len(scores), -1, scores.shape[2], -1))
-                        lse[p, i, heads, some, frames] = near.masked_fill_(~inside, float("-inf")).logsumexp(-1)
-        whole = lse[0].logsumexp(-1)
-        out = [
-            whole - lse[0 if self._parts[p] is None else 1 + p].masked_fill(beyond, float("-inf")).logsumexp(-1)
-            for p, beyond in self._candidates
-        ]
-        return torch.stack(out).transpose(2, 3)
+                    index, unseen = (x[None, :, None] for x in part)
+                    near = scores.gather(-1, index.expand(len(scores), -1, scores.shape[2], -1))
+                    lse[p, i, heads, some, frames] = _logsumexp(near.masked_fill_(unseen, float("-inf")))
+        every = _logsumexp(lse[self._which].masked_fill_(self._beyond, float("-inf")))  # (1 + P, B, N, S)
+        return (every[0] - every[1:]).transpose(2, 3)
 
 
 def localisation_kl(q: Tensor, k: Tensor, grid: TokenGrid, extents: Sequence[Extent], queries: Tensor) -> Tensor:
@@ -110,8 +109,11 @@ def _scores(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _logsumexp(scores: Tensor) -> Tensor:
-    """Over the last axis. The largest probability is 1 / sum(exp(x - max)), and softmax is one pass where torch's logsumexp is
-    several: less than half its time on a CPU."""
+    """Over the last axis, not all of it -inf.
+
+    The largest probability is 1 / sum(exp(x - max)), and softmax is one pass where torch's logsumexp is several: less than
+    half its time on a CPU.
+    """
     return scores.amax(-1) - scores.softmax(-1).amax(-1).log()
 
 
