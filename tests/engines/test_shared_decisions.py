@@ -1,5 +1,7 @@
 """Routing that is decided while a job runs, by several workers: decided once for each shot, and the frames of one process."""
 
+# ruff: noqa: F401, F811 - path is a fixture
+
 from __future__ import annotations
 
 import os
@@ -30,7 +32,7 @@ from oasis_core.routing.auto import Deciding
 from oasis_core.video_io import WriterSettings
 from oasis_core.video_job import JobSettings
 
-from ..test_auto_routing import CUT, FRAMES, path, pictures, run, save_clip  # noqa: F401 - path is a fixture
+from ..test_auto_routing import CUT, FRAMES, path, pictures, run, save_clip
 
 AUTO = "auto:threshold=2.7"
 needs_ray = pytest.mark.skipif(cluster.why_not() is not None, reason=f"RAY NOT TESTED: {cluster.PIP}")
@@ -42,7 +44,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, clip: Path, path: Path) -> tuple[Path, Manifest]:  # noqa: F811
+def whole(tmp_path_factory: pytest.TempPathFactory, clip: Path, path: Path) -> tuple[Path, Manifest]:
     """What one process makes, and its manifest."""
     out, last = tmp_path_factory.mktemp("whole") / "whole.mkv", list[Manifest]()
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +85,7 @@ def test_a_worker_that_dies_after_deciding_leaves_its_decision(
     address: str,
     tmp_path: Path,
     clip: Path,
-    path: Path,  # noqa: F811
+    path: Path,
     whole: tuple[Path, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -202,7 +204,7 @@ def test_an_interrupted_job_goes_on_with_ray(
 @needs_ray
 @pytest.mark.slow
 def test_the_command_line_says_it(
-    address: str, tmp_path: Path, clip: Path, path: Path, whole: tuple[Path, Manifest],  # noqa: F811
+    address: str, tmp_path: Path, clip: Path, path: Path, whole: tuple[Path, Manifest],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     ray = ("--engine", "ray", "--address", address, "--workers", "2")
