@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,22 +106,22 @@ def upscale_on_ray(
     """
     # A decoder with a memory begins anew where segments may.
     settings = replace(settings, settings=replace(settings.settings, restart_frames=job.segment_frames))
+    files = files_to_serve(requests, settings)
     with connected(ray_settings.address, ray_settings.workers) as ray:
         place = room(ray.cluster_resources(), ray_settings.workers, settings.device)
         text, server = secrets.token_hex(8), None
         if not (ray_settings.address or "").startswith("ray://"):  # such a driver is on none of the cluster's machines
-            server = serve(ray, requests, settings)
+            server = serve(ray, files)
         pool = Pool(ray, settings, place, server, text, worker)
         try:
-            files = text, server, ray_settings.streamed
-            return _Run(pool, settings, writer, job, on_progress, watch, poll, files).run(requests)
+            shared = text, server, ray_settings.streamed
+            return _Run(pool, settings, writer, job, on_progress, watch, poll, shared).run(requests)
         finally:
             pool.close()
 
 
-def serve(ray: ModuleType, requests: Sequence[FilmRequest], settings: WorkerSettings) -> Any:
-    """A ``FileServer`` on this machine with all inputs, the model and its decoder. Raises FileNotFoundError where one of these
-    two is missing."""
+def files_to_serve(requests: Sequence[FilmRequest], settings: WorkerSettings) -> dict[str, list[Path]]:
+    """All inputs, the model and its decoder. Raises FileNotFoundError where one of these two is missing."""
     files = {str(number): files_of(request.source.path) for number, request in enumerate(requests)}
     files[MODEL] = [resolve(settings.model)]
     if settings.decoder is not None:
@@ -129,6 +129,11 @@ def serve(ray: ModuleType, requests: Sequence[FilmRequest], settings: WorkerSett
     for key in (MODEL, DECODER):
         if key in files and not files[key][0].is_file():
             raise FileNotFoundError(f"{key} file not found: {files[key][0]}")
+    return files
+
+
+def serve(ray: ModuleType, files: Mapping[str, Sequence[Path]]) -> Any:
+    """A ``FileServer`` on this machine."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
