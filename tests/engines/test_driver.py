@@ -71,7 +71,7 @@ def start(clip: Path, out: Path, model: Path, *more: str) -> subprocess.Popen[st
 
 
 def wait_for_segments(out: Path, child: subprocess.Popen[str], count: int) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         manifest = read_manifest(job_path(out)) if job_path(out).exists() else None
         if manifest is not None and len(manifest.segments) + len(manifest.ahead) >= count:

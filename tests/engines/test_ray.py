@@ -185,6 +185,10 @@ def test_a_segment_that_raises_is_tried_smaller_then_told(
     tries.mkdir()
 
     class Raising(SegmentWorker):
+        def __init__(self, *given: Any) -> None:
+            os.environ["OASIS_CACHE"] = str(tmp_path / "cache")  # what it remembers is not for other tests
+            super().__init__(*given)
+
         def _make(self, order: Order) -> Outcome:
             if order.task.start.frame == 8:
                 (tries / f"{order.attempt}-{order.smaller}").touch()
