@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from oasis_core.jobs.fit import RESERVE, WAN_PLANS, device_budget, fit, told
+from oasis_core.jobs.fit import RESERVE, WAN_PLANS, device_budget, fit, planned, told
+from oasis_core.jobs.manifest import Manifest, SegmentRecord
 from oasis_core.memory import tiny_decoder_memory, transformer_memory, wan_decoder_memory, working_memory
 from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.decoders import DecodePlan, DecoderState, TaehvDecoder, WanDecoder
@@ -18,6 +20,8 @@ from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import TaehvConfig, WanDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.video_io import VideoInfo
+from oasis_core.video_io.color_tags import ColorTags
 
 GIB = 2**30
 
@@ -75,6 +79,28 @@ def test_more_memory_gives_better_plans() -> None:
         ranks.append((-fitted.settings.chunk_frames, WAN_PLANS.index(plan)))
     assert ranks == sorted(ranks, reverse=True)
     assert ranks[-1] == (-33, 0)
+
+
+def test_a_job_keeps_its_plan() -> None:
+    one = Fraction(1)
+    info = VideoInfo(480, 272, 33, 25 * one, one / 25, 0, one, "yuv420p", 8, ColorTags(1, False), ())
+    begun, manifest = planned(full_size(), Manifest({}), info, 8 * GIB)
+    plan = begun.model.decoder.plan
+    assert isinstance(plan, DecodePlan)
+    assert plan != DecodePlan()
+    assert manifest.decode_plan == plan
+    for budget in (None, 80 * GIB):  # it goes on where there is more
+        again, same = planned(full_size(), manifest, info, budget)
+        assert (again.model.decoder.plan, again.settings, same) == (plan, begun.settings, manifest)
+    small, shorter = planned(full_size(), Manifest({}), info, 3 * GIB)
+    assert small.settings.chunk_frames == shorter.chunk_frames
+    assert shorter.chunk_frames is not None
+    record = SegmentRecord("segment_0", 0, 8, 0, 0, 0, 0, "", 0.0)
+    less, still = planned(full_size(), replace(manifest, segments=(record,)), info, GIB)  # ... or less
+    assert (less.settings, still.chunk_frames) == (begun.settings, manifest.chunk_frames)
+    assert still.decode_plan == WAN_PLANS[-1]
+    untouched = full_size()
+    assert planned(untouched, Manifest({}), info, None)[1] == Manifest({})
 
 
 def test_too_little_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ..checkpoints import resolve
@@ -26,7 +25,7 @@ from ..video_io import WriterSettings
 from ..video_job import Done, JobSettings
 from .cluster import connected, room
 from .deciding import held
-from .far_files import DECODER, MODEL, FileServer, files_of
+from .far_files import files_to_serve, serve
 from .film import Film, FilmRequest, sized_for
 from .pool import Event, Pool, Slot
 from .scanning import ScanEnd, Scanning
@@ -101,38 +100,24 @@ def upscale_on_ray(
         worker: what the actors run.
 
     Raises:
-        ModuleNotFoundError: no Ray. ValueError, OSError: no such Ray, a model that cannot be loaded, workers that differ,
-            none left; one line each.
+        ModuleNotFoundError: no Ray. ValueError, OSError: a missing file, no such Ray, a model that cannot be loaded, workers
+            that differ, none left; one line each.
     """
     # A decoder with a memory begins anew where segments may.
     settings = replace(settings, settings=replace(settings.settings, restart_frames=job.segment_frames))
+    decoder = None if settings.decoder is None else Path(settings.decoder)
+    files = files_to_serve([request.source.path for request in requests], resolve(settings.model), decoder)
     with connected(ray_settings.address, ray_settings.workers) as ray:
         place = room(ray.cluster_resources(), ray_settings.workers, settings.device)
         text, server = secrets.token_hex(8), None
         if not (ray_settings.address or "").startswith("ray://"):  # such a driver is on none of the cluster's machines
-            server = serve(ray, requests, settings)
+            server = serve(ray, files)
         pool = Pool(ray, settings, place, server, text, worker)
         try:
-            files = text, server, ray_settings.streamed
-            return _Run(pool, settings, writer, job, on_progress, watch, poll, files).run(requests)
+            shared = text, server, ray_settings.streamed
+            return _Run(pool, settings, writer, job, on_progress, watch, poll, shared).run(requests)
         finally:
             pool.close()
-
-
-def serve(ray: ModuleType, requests: Sequence[FilmRequest], settings: WorkerSettings) -> Any:
-    """A ``FileServer`` on this machine with all inputs, the model and its decoder. Raises FileNotFoundError where one of these
-    two is missing."""
-    files = {str(number): files_of(request.source.path) for number, request in enumerate(requests)}
-    files[MODEL] = [resolve(settings.model)]
-    if settings.decoder is not None:
-        files[DECODER] = [Path(settings.decoder)]
-    for key in (MODEL, DECODER):
-        if key in files and not files[key][0].is_file():
-            raise FileNotFoundError(f"{key} file not found: {files[key][0]}")
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    return ray.remote(FileServer).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(files)
 
 
 class _Run:

@@ -25,12 +25,13 @@ FRAMES, CUT = 60, 23
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _reach() -> Iterator[None]:
+def _reach(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What Ray reads once in a process, before its first use: else it takes 127.0.0.1 for the machine's address in the network,
-    and asks for a token of each Ray's own."""
+    and asks for a token of each Ray's own. And a cache for the shared Ray's workers, which live longer than a test."""
     with pytest.MonkeyPatch.context() as patch:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        for name, value in {**LOOPBACK, **token}.items():
+        cache = {"OASIS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+        for name, value in {**LOOPBACK, **token, **cache}.items():
             patch.setenv(name, value)
         yield
 
