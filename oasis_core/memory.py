@@ -7,7 +7,7 @@ from collections import Counter
 from .attention import TokenGrid
 from .attention.sdpa import window_attention, window_numbers
 from .model.config import OasisConfig, PixelDecoderConfig
-from .model.decoders import DecodePlan, TaehvDecoder, WanDecoder
+from .model.decoders import DecodePlan, MissingDecoder, TaehvDecoder, WanDecoder
 from .model.decoders.streaming import COARSE
 from .model.decoders.wan_layers import PAST
 from .model.dit import DEVICE_TOKENS
@@ -43,6 +43,8 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     gathers = upscaler.model.dit.attention.window is window_attention
     transformer = transformer_memory(config, grid, element, upscaler.routing, gathers)
     decoder = upscaler.model.decoder
+    if isinstance(decoder, MissingDecoder):
+        return max(transformer, images)
     if isinstance(decoder, TaehvDecoder):
         state, work = tiny_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
     else:
