@@ -30,12 +30,15 @@ SCALE, STEP = 2, 16
 """Enlargement; output pixels of a class of distance."""
 TILES = ((128, 32), (128, 64), (192, 64), (256, 64), (256, 128))
 """Side and overlap in output pixels."""
+LARGE_TILES = ((512, 128), (768, 128))
+"""The same, for the frame enlarged ``LARGE`` times."""
+LARGE = 4
 CHUNKS = ((16, 2), (8, 1), (8, 2), (8, 4))
 """Frames of a chunk and of an overlap (one to a latent frame)."""
 
 
-def upscaled(model: OasisModel, routing: RoutingSpec, frames: Tensor, **changes: int) -> Tensor:
-    settings = UpscaleSettings(scale=SCALE, scene_cuts=False, **{"chunk_frames": len(frames), "tile": 0, **changes})  # type: ignore[arg-type]
+def upscaled(model: OasisModel, routing: RoutingSpec, frames: Tensor, scale: int = SCALE, **changes: int) -> Tensor:
+    settings = UpscaleSettings(scale=scale, scene_cuts=False, **{"chunk_frames": len(frames), "tile": 0, **changes})  # type: ignore[arg-type]
     return Upscaler(model, routing, settings).upscale(frames)
 
 
@@ -57,11 +60,14 @@ def tile_spans(length: int, tile: int, overlap: int) -> tuple[Span, ...]:
     return plan_chunks(length, tile, overlap) if length > tile else (Span(0, length),)
 
 
-def tiles(model: OasisModel, routing: RoutingSpec, frames: Tensor) -> dict[str, dict[str, float]]:
-    """For each of ``TILES``: RMS in the overlap ("0") and 1, 17, 33... pixels from it."""
-    whole, found = upscaled(model, routing, frames), {}
-    for tile, overlap in TILES:
-        error = (upscaled(model, routing, frames, tile=tile, tile_overlap=overlap) - whole).square().mean((0, 3))
+def tiles(
+    model: OasisModel, routing: RoutingSpec, frames: Tensor, cases: tuple[tuple[int, int], ...], scale: int = SCALE
+) -> dict[str, dict[str, float]]:
+    """For each tile and overlap: RMS in the overlap ("0") and 1, 17, 33... pixels from it."""
+    whole, found = upscaled(model, routing, frames, scale), {}
+    for tile, overlap in cases:
+        tiled = upscaled(model, routing, frames, scale, tile=tile, tile_overlap=overlap)
+        error = (tiled - whole).square().mean((0, 3))
         rows, columns = (distance(n, tile_spans(n, tile, overlap)) for n in error.shape)
         away = torch.minimum(rows[:, None], columns[None])
         classes = torch.where(away > 0, (away - 1) // STEP * STEP + 1, 0)
@@ -99,8 +105,11 @@ def main() -> None:
         "model": f"{config.name}, {checkpoint.routing.shares()}",
         "unit": "RMS against one piece, of 255",
         "chunks (frames), by frames from the shared ones": chunks(model, checkpoint.routing, moving),
-        f"tiles of {list(still.shape[1:3])} x {SCALE}, by pixels": tiles(model, checkpoint.routing, still),
-        "the same, all heads windows": tiles(model, windows, still),
+        f"tiles of {list(still.shape[1:3])} x {SCALE}, by pixels": tiles(model, checkpoint.routing, still, TILES),
+        "the same, all heads windows": tiles(model, windows, still, TILES),
+        f"tiles of one frame of {list(still.shape[1:3])} x {LARGE}": tiles(
+            model, checkpoint.routing, still[:1], LARGE_TILES, LARGE
+        ),
     }
     path = Path(__file__).parent / "results" / f"seams_{date.today().isoformat()}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
