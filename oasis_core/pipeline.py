@@ -38,10 +38,14 @@ class Upscaler:
     """A model with its routing and a job's settings. Runs where the model is, in the model's dtype."""
 
     def __init__(
-        self, model: OasisModel, routing: RoutingSpec | AutoRouting | ShotRoutings, settings: UpscaleSettings
+        self,
+        model: OasisModel,
+        routing: RoutingSpec | AutoRouting | ShotRoutings,
+        settings: UpscaleSettings,
+        decodes: bool = True,
     ) -> None:
         """``routing``: one for all, or how to decide it for each shot (of a dense model; ``ShotRoutings``: and what is
-        decided already).
+        decided already). ``decodes``: False for who looks at the transformer alone, which needs no decoder (calibration).
 
         Raises ValueError where the routing is another model's, the model's tokens span several latent frames, it has no
         decoder yet, or it cannot be asked for that fidelity."""
@@ -65,7 +69,7 @@ class Upscaler:
                 f"so it must be from 0 to {self.chunk - 1}"
             )
         self.chunk_overlap = min(CHUNK_OVERLAP, self.chunk - 1) if asked is None else asked
-        self.remembers = model.decoder_state() is not None
+        self.remembers = decodes and model.decoder_state() is not None
         """Whether what the decoder makes of a frame hangs on the frames before it."""
 
     def restarting(self, frames: int) -> Upscaler:

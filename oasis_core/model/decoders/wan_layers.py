@@ -68,7 +68,7 @@ class CausalConv(nn.Module):
 
     def joined(self, x: Tensor, past: Past, norm: Norm | None) -> Tensor:
         """The input, through ``norm`` and SiLU where there is one, behind its past: ``(B, 2 + T, H, W, cin)``."""
-        before = past.inputs.get(self.number)
+        before = past.inputs.pop(self.number, None)
         if torch.is_grad_enabled():
             now = x if norm is None else F.silu(norm(x))
             blank = now.new_zeros(now.shape[0], PAST, *now.shape[2:])
@@ -83,6 +83,7 @@ class CausalConv(nn.Module):
                 joined[:, PAST:].copy_(x)
             else:
                 norm.silu_into(x, joined[:, PAST:])
+        del before  # gone before its successor is made
         past.inputs[self.number] = joined[:, -PAST:].clone(memory_format=torch.contiguous_format)
         return joined
 
@@ -105,8 +106,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, past: Past) -> Tensor:
         joined = self.conv1.joined(x, past, self.norm1)
         y = self.conv1.convolve(joined)
+        del joined  # the largest stages decide how much memory the decoder needs
         joined = self.conv2.joined(y, past, self.norm2)
-        del y  # the largest stages decide how much memory the decoder needs
+        del y
         y = self.conv2.convolve(joined)
         del joined
         x = x if self.shortcut is None else self.shortcut(x)
