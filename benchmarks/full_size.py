@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from oasis_core.attention.backends import NAMES, backend_for
+from oasis_core.attention.sdpa import window_attention
 from oasis_core.jobs.fit import device_budget, fit, told
 from oasis_core.memory import transformer_memory, wan_decoder_memory, working_memory
 from oasis_core.model import OasisConfig, OasisModel
@@ -127,7 +128,9 @@ def stage_times(
     }
     element = pixels.element_size()
     held = weights_of(model) + (pixels.numel() + z_l.numel()) * element
-    predicted = {"transformer": gib(held + transformer_memory(config, model.dit.grid(z_l).length, element, routing))}
+    gathers = model.dit.attention.window is window_attention
+    step = transformer_memory(config, model.dit.grid(z_l), element, routing, gathers)
+    predicted = {"transformer": gib(held + step)}
     for n in (1, 2):
         state, work = wan_decoder_memory(decoder.config, height, width, n, decoder.plan, element)
         predicted[DECODE.format(n)] = gib(held + state + work)

@@ -126,7 +126,14 @@ def print_table(title: str, ours: dict[str, dict[str, float]], baselines: dict[s
         print(report.table_row(name, mean, width), flush=True)
 
 
-def about(argv: list[str], data: Path, weights: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def about(
+    argv: list[str],
+    data: Path,
+    weights: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    script: str = "quality.py",
+) -> dict[str, Any]:
     """When, what and where; folders of this machine are left out."""
     words = ["DATA_DIR" if Path(a) == data else Path(a).name for a in argv]
     here = Path(__file__).parent
@@ -137,7 +144,7 @@ def about(argv: list[str], data: Path, weights: Path, device: torch.device, dtyp
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
-        "command": " ".join(["python benchmarks/quality.py", *words]),
+        "command": " ".join([f"python benchmarks/{script}", *words]),
         "weights": {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
         "device": f"{machine}, {device.type}, {str(dtype).removeprefix('torch.')}",
         "torch": torch.__version__,

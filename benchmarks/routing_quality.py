@@ -1,25 +1,28 @@
 """Dense, routed, all heads at the window: python benchmarks/routing_quality.py DENSE ROUTED DATA_DIR [--json FILE]
 
 Scores as in ``benchmarks/quality.py``, which see (extra ``[evaluate]``), and the transformer's time on one chunk of 16 frames,
-180x320 to 720x1280 (``--time-size``). ``DENSE``: checkpoint with all heads global; ``ROUTED``: the one trained on from it.
+180x320 to 720x1280 (``--time-size``, ``--time-frames``; on a CPU, seconds of its cores). ``DENSE``: checkpoint with all heads
+global; ``ROUTED``: the one trained on from it, or the same weights with a routing. ``--json`` is written as results come;
+started again with it, the script goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import Kept
 from quality import about, measured, print_table
 
 from oasis_core.checkpoints import Checkpoint, load_checkpoint, resolve
 from oasis_core.cli.device import choose_device, choose_dtype
 from oasis_core.evaluation.clips import pair_clips
 from oasis_core.evaluation.score import Judge
+from oasis_core.jobs.fingerprint import hash_model
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing.auto import AutoRouting, Deciding
 from oasis_core.routing.calibrated import calibrate, first_chunk
@@ -27,29 +30,36 @@ from oasis_core.routing.calibration import check_dense
 from oasis_core.routing.spec import HeadPattern, RoutingSpec
 from oasis_core.video_io import VideoReader
 
-FRAMES = 16
-"""Of the timed chunk."""
+CALIBRATED_ON = 8
+"""Frames of each clip."""
 Variant = tuple[Checkpoint, "RoutingSpec | AutoRouting"]
 
 
 def variants(
     dense: Checkpoint, routed: Checkpoint, clips: dict[str, tuple[Path, Path]], budget: float, size: tuple[int, int]
 ) -> dict[str, Variant]:
-    """By name. The routing of "calibrated" is found on the first 8 frames (their first ``size`` pixels) of these clips."""
+    """By name. The routing of "calibrated" is found on the first frames (their first ``size`` pixels) of these clips.
+
+    Where ``routed`` has the weights of ``dense``, what would be there twice is left out.
+    """
     config, own = dense.config, routed.routing
     everywhere, near = (
         RoutingSpec.uniform(config.depth, config.heads, p, own.window) for p in (HeadPattern.GLOBAL, HeadPattern.WINDOW)
     )
-    up = Upscaler(dense.model, dense.routing, UpscaleSettings(chunk_frames=8))
+    up = Upscaler(dense.model, dense.routing, UpscaleSettings(chunk_frames=CALIBRATED_ON))
     rows, columns = size
     frames = ((name, (f.rgb[:rows, :columns] for f in VideoReader(low))) for name, (_, low) in clips.items())
     found = calibrate(up, config.name, frames, "budget", budget)
-    return {
+    of_dense = {
         "dense": (dense, everywhere),
         f"dense, calibrated {budget:.0%}": (dense, found.routing),
         "dense, auto": (dense, AutoRouting("threshold", 0.5, dense.routing.window)),
         "dense, the routed one's routing": (dense, own),
         "dense, all window": (dense, near),
+    }
+    if hash_model(dense.model) == hash_model(routed.model):
+        return of_dense
+    return of_dense | {
         "routed": (routed, own),
         "routed, all global": (routed, everywhere),
         "routed, all window": (routed, near),
@@ -57,13 +67,13 @@ def variants(
 
 
 @torch.inference_mode()
-def timed(variant: Variant, size: tuple[int, int], repeats: int) -> dict[str, float]:
+def timed(variant: Variant, frames: int, size: tuple[int, int], repeats: int) -> dict[str, Any]:
     """Seconds of the transformer (median), and its attention's arithmetic against dense."""
     checkpoint, routing = variant
     model, config = checkpoint.model, checkpoint.config
     everywhere = RoutingSpec.uniform(config.depth, config.heads, HeadPattern.GLOBAL)
-    up = Upscaler(model, everywhere, UpscaleSettings(chunk_frames=FRAMES, scene_cuts=False, tile=0))
-    clip = torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(0)).expand(FRAMES, -1, -1, -1)
+    up = Upscaler(model, everywhere, UpscaleSettings(chunk_frames=frames, scene_cuts=False, tile=0))
+    clip = torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)
     z = model.encode(first_chunk(up, clip).to(model.project.weight.dtype))
     grid = model.dit.grid(z)
     if isinstance(routing, AutoRouting):
@@ -75,10 +85,13 @@ def timed(variant: Variant, size: tuple[int, int], repeats: int) -> dict[str, fl
         began = _now(z.device)
         model.restore(z, routing)
         seconds.append(_now(z.device) - began)
-    return {"seconds": statistics.median(seconds[1:]), "cost": routing.cost((grid.t, grid.h, grid.w))}
+    cost = routing.cost((grid.t, grid.h, grid.w))
+    return {"seconds": statistics.median(seconds[1:]), "cost": cost, "shares": routing.shares()}
 
 
 def _now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -97,6 +110,7 @@ def main() -> None:
     parser.add_argument(
         "--time-size", type=int, nargs=2, default=(180, 320), help="input rows and columns of the timing"
     )
+    parser.add_argument("--time-frames", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-quality", action="store_true", help="times alone")
     parser.add_argument("--device", default="auto")
@@ -111,22 +125,33 @@ def main() -> None:
     clips = pair_clips(args.data / "gt", args.data / "lq" / "real", args.clips)
     judge = None if args.no_quality else Judge()
     size = (args.time_size[0], args.time_size[1])
+    words = {k: v for k, v in vars(args).items() if k not in ("dense", "routed", "data", "json", "only") and v}
+    told = [
+        f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}"
+        for k, v in words.items()
+    ]
+    names = [args.dense, args.routed, str(args.data)]
+    facts = about([*names, *told], args.data, resolve(args.routed), device, dtype, "routing_quality.py")
+    try:
+        kept = Kept(args.json, facts, words | {"weights": facts["weights"]["sha256"]})
+    except ValueError as e:
+        parser.error(str(e))
+
+    def made(name: str, variant: Variant) -> dict[str, Any]:
+        row = timed(variant, args.time_frames, size, args.repeats)
+        if judge is not None:
+            up = Upscaler(variant[0].model, variant[1], UpscaleSettings(fidelity=args.fidelity))
+            row |= measured(judge, up, clips, args.frames, name)
+        return row
+
     results: dict[str, dict[str, Any]] = {}
     for name, variant in variants(dense, routed, clips, args.budget, size).items():
         if args.only and name not in args.only:
             continue
-        results[name] = timed(variant, size, args.repeats)
-        print(f"{name:32} {results[name]['seconds']:.3f} s, attention {results[name]['cost']:.1%} of dense", flush=True)
-        if judge is not None:
-            up = Upscaler(variant[0].model, variant[1], UpscaleSettings(fidelity=args.fidelity))
-            results[name] |= measured(judge, up, clips, args.frames, name)
+        row = results[name] = kept.once(name, lambda n=name, v=variant: made(n, v))
+        print(f"{name:32} {row['seconds']:.3f} s, attention {row['cost']:.1%} of dense, {row['shares']}", flush=True)
     if judge is not None:
         print_table(f"lq/real, first {args.frames} frames", {name: r["mean"] for name, r in results.items()}, {})
-    if args.json is not None:
-        words = [args.dense, args.routed, str(args.data), f"--frames={args.frames}", f"--fidelity={args.fidelity}"]
-        facts = about(words, args.data, resolve(args.routed), device, dtype)
-        facts["command"] = facts["command"].replace("quality.py", "routing_quality.py")
-        args.json.write_text(json.dumps({**facts, "variants": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Speed, idle share and memory of whole jobs against length: python benchmarks/streaming.py [FRAMES ...] [--model FILE]
 
 Each length is upscaled (96x64, x2) by a process of its own: reader, model and writer overlapped, segments joined at the
-end. Without --model a tiny random one is made, so that everything but the model weighs as much as it ever will. Writes
-``results/streaming.json``. POSIX only: the peak of a process is read by ``resource``.
+end. Without --model a tiny random one is made, so that everything but the model weighs as much as it ever will. Resident
+memory is told for the job's second and last quarter (Linux). Writes ``results/streaming.json``. POSIX only: the peak of a
+process is read by ``resource``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from memory import HEIGHT, WIDTH, make_clip
@@ -40,12 +42,26 @@ def random_model(path: Path) -> None:
     save_checkpoint(path, OasisModel(config), Metadata(config, RoutingSpec.by_ratio(2, 2, 0.5, 0.5), "Apache-2.0"))
 
 
+STATM = Path("/proc/self/statm")
+
+
+def resident_mib() -> float:
+    """What this process holds now."""
+    return int(STATM.read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def measure(model: Path, clip: Path, device: str) -> dict[str, float]:
     """One job in this process."""
+    resident: list[float] = []
+
+    def note(done: float, total: int | None) -> None:
+        if STATM.exists() and done > len(resident) * 10:
+            resident.append(resident_mib())
+
     place = choose_device(device)
     checkpoint = load_checkpoint(model, place, choose_dtype("auto", place))
     upscaler = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings(scale=2.0))
-    done = upscale_video(VideoReader(clip), clip.with_name("out.mp4"), upscaler, WriterSettings())
+    done = upscale_video(VideoReader(clip), clip.with_name("out.mp4"), upscaler, WriterSettings(), note)
     result = {
         "frames_per_second": round(done.frames / done.seconds, 2),
         "idle_share_of_the_model_thread": round(done.waited / done.seconds, 4),
@@ -53,6 +69,10 @@ def measure(model: Path, clip: Path, device: str) -> dict[str, float]:
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024), 1
         ),
     }
+    quarter = len(resident) // 4
+    if quarter:
+        result["resident_mib_second_quarter"] = round(fmean(resident[quarter : 2 * quarter]), 1)
+        result["resident_mib_last_quarter"] = round(fmean(resident[3 * quarter :]), 1)
     if place.type == "cuda":
         result["peak_device_mib"] = round(torch.cuda.max_memory_allocated(place) / 2**20, 1)
     return result
@@ -80,7 +100,9 @@ def main() -> None:
         results[frames] = json.loads(done.stdout.splitlines()[-1])
     place = choose_device(args.device)
     chip = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     report = {
+        "commit": commit,
         "date": datetime.date.today().isoformat(),
         "command": "python benchmarks/streaming.py " + " ".join(map(str, args.frames)),
         "machine": f"{platform.system()} {platform.machine()}, {place.type}, {chip}, torch {torch.__version__}",

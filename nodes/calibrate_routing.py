@@ -117,7 +117,8 @@ class OasisCalibrateRouting(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         own, config = model.checkpoint.routing, model.checkpoint.config
         check_dense(own, config.name)
-        upscaler = Upscaler(model.patcher.model, own, UpscaleSettings(scale=scale, chunk_frames=chunk_frames))
+        settings = UpscaleSettings(scale=scale, chunk_frames=chunk_frames)
+        upscaler = Upscaler(model.patcher.model, own, settings, decodes=False)
         candidates = parse_patterns(patterns)
         model.load(upscaler, *images.shape[:3])
         bar, blocks = Bar(config.depth, "", cls.hidden.unique_id), iter(range(config.depth))

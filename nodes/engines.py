@@ -32,13 +32,18 @@ def upscale_by(
         raise ValueError(f"engine is {engine!r}; allowed: {', '.join(ENGINES)}")
     if engine == ADDRESS and not address.strip():
         raise ValueError("engine is Ray address, but ray_address is empty: give auto or HOST:PORT")
-    assert model.file is not None
+    if model.file is None:
+        raise ValueError(
+            f"engine {engine} loads the model from its file, and this one's decoder comes from a VAE: choose {THIS}, or use the "
+            "command line with --engine ray --decoder FILE"
+        )
     weight = upscaler.model.project.weight
     dtype = next(name for name, kind in DTYPES.items() if kind == weight.dtype)
     device = "cpu" if mm.get_torch_device().type == "cpu" else "auto"
     loaded = WorkerSettings(
-        str(model.file), model.routing.to_json(), upscaler.settings, device, dtype, model.attention, model.compile
-    )
+        str(model.file), model.routing.to_json(), upscaler.settings, device, dtype, model.attention, model.compile,
+        fold=False,
+    )  # fmt: skip
     ray = RaySettings(address.strip() if engine == ADDRESS else None)
     mm.unload_all_models()  # the workers need the memory
     mm.soft_empty_cache()

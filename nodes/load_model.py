@@ -86,4 +86,4 @@ class OasisLoadModel(io.ComfyNode):
             decoder = decoder_of(vae.get_sd(), light=light)
             decoder.fold()
             checkpoint.model.attach_decoder(decoder)
-        return io.NodeOutput(ModelHandle.of(checkpoint, dtype, attention, compile, path))
+        return io.NodeOutput(ModelHandle.of(checkpoint, dtype, attention, compile, path if vae is None else None))

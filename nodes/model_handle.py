@@ -38,7 +38,7 @@ class ModelHandle:
     checkpoint: Checkpoint
     """As loaded: its own routing is the one from the file."""
     file: Path | None = None
-    """Where it was loaded from; with it another process can load the same."""
+    """Where all of it was loaded from; with it another process can load the same. None: its decoder came from a VAE."""
     attention: str = "auto"
     compile: bool = False
 

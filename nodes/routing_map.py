@@ -91,7 +91,7 @@ class OasisRoutingMap(io.ComfyNode):
         else:
             if images is None:
                 raise ValueError("view attention needs images: connect the clip's low-quality frames")
-            upscaler = Upscaler(model.patcher.model, model.routing, UpscaleSettings(scale=scale))
+            upscaler = Upscaler(model.patcher.model, model.routing, UpscaleSettings(scale=scale), decodes=False)
             model.load(upscaler, *images.shape[:3])
             poll = mm.throw_exception_if_processing_interrupted
             found = attention_map(upscaler, images, layer, head, at=time, y=y, x=x, poll=poll)

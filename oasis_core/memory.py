@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from .attention.sdpa import WINDOW_KEY_BUDGET_ELSE
+from collections import Counter
+
+from .attention import TokenGrid
+from .attention.sdpa import window_attention, window_numbers
 from .model.config import OasisConfig, PixelDecoderConfig
-from .model.decoders import DecodePlan, TaehvDecoder, WanDecoder
-from .model.decoders.wan import COARSE, PAST
+from .model.decoders import DecodePlan, MissingDecoder, TaehvDecoder, WanDecoder
+from .model.decoders.streaming import COARSE
+from .model.decoders.wan_layers import PAST
 from .model.dit import DEVICE_TOKENS
 from .model.vae_config import TaehvConfig, WanDecoderConfig
 from .patchify import latent_length
 from .pipeline import Upscaler
 from .routing.auto import ShotRoutings
-from .routing.spec import HeadPattern, RoutingSpec
+from .routing.spec import HeadPattern, Pattern, RoutingSpec, extent_of
 
 TOKEN_WIDTHS = 16
 """Tensors of the model's width alive at once for each token, measured on oasis-tiny in fp32 (5 and 33 frames)."""
-WINDOW_COPIES = 4
-"""Tensors of the window operation's key budget alive at once: gathered keys and values, and what they are gathered from."""
 PIXEL_BYTES = 72
 """For each output pixel of a frame group: six fp32 RGB images (upsampled, decoded, reference, colour correction)."""
 
@@ -33,33 +35,68 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     times = latent_length(min(frames, upscaler.settings.chunk_frames), config.unshuffle[0])
     rows, columns = geometry.pad_h // config.pixel_multiple[0], geometry.pad_w // config.pixel_multiple[1]
     tile, _ = upscaler.tiling(rows, columns)
-    tokens = times * min(rows, tile or rows) * min(columns, tile or columns)
+    grid = TokenGrid(times, min(rows, tile or rows), min(columns, tile or columns))
     images = config.unshuffle[0] * pixels * PIXEL_BYTES
     if isinstance(config.decoder, PixelDecoderConfig):
-        transformer = tokens * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
+        transformer = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
         return transformer + images + config.unshuffle[0] * pixels * 2 * config.decoder.hr_width * element
-    transformer = transformer_memory(config, tokens, element, upscaler.routing)
+    gathers = upscaler.model.dit.attention.window is window_attention
+    transformer = transformer_memory(config, grid, element, upscaler.routing, gathers)
     decoder = upscaler.model.decoder
+    if isinstance(decoder, MissingDecoder):
+        return max(transformer, images)
     if isinstance(decoder, TaehvDecoder):
         state, work = tiny_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
     else:
         assert isinstance(decoder, WanDecoder)
         state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
-    return state + max(transformer, work + images)
+    given = config.unshuffle[0] * pixels * 3 * (4 + element)  # the group's input, in fp32 and as the decoder gets it
+    return state + max(transformer, work + given, images)
 
 
-def transformer_memory(config: OasisConfig, tokens: int, element: int, routing: RoutingSpec | ShotRoutings) -> int:
-    """Bytes of activations of one step on ``tokens`` tokens, in numbers of ``element`` bytes, off the CPU.
+def transformer_memory(
+    config: OasisConfig, grid: TokenGrid, element: int, routing: RoutingSpec | ShotRoutings, gathers: bool = True
+) -> int:
+    """Bytes of activations of one step on ``grid``, in numbers of ``element`` bytes, off the CPU: the largest of three moments.
 
-    The residual stream, q, k, v, and the heads' outputs before and after they are joined, for every token; norms, RoPE in fp32
-    and the feed-forward layer for ``DEVICE_TOKENS`` at a time; the copies of the window operation.
+    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time q, k, v in one, q
+    and k normed, one of them turned, and five fp32 tensors that RoPE needs. In it: the same four, the output of each kind of
+    head and of all, the window's copies. After it: the stream, the output, and the feed-forward layer in slices. The tables
+    of RoPE are always there.
+
+    Args:
+        gathers: windows are gathered (``sdpa.window_attention``), not read in place.
     """
-    few = min(tokens, DEVICE_TOKENS)
-    rope = 5 * 4 // element  # five fp32 tensors of q's shape, in numbers
-    by_token = max((6 + rope) * config.dim, 3 * config.dim + 2 * config.ffn_dim)
-    plain = {HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME}
-    window = isinstance(routing, ShotRoutings) or not all(plain.issuperset(layer) for layer in routing.layers)
-    return (tokens * 6 * config.dim + few * by_token + window * WINDOW_COPIES * WINDOW_KEY_BUDGET_ELSE) * element
+    every = grid.length * config.dim
+    few = -(-grid.length // -(-grid.length // DEVICE_TOKENS))  # slices are of equal size
+    tables = 2 * grid.length * config.head_dim * 4
+    rope = 5 * 4 // element  # in numbers of ``element`` bytes
+    before = (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
+    after = 2 * every + few * (3 * config.dim + 2 * config.ffn_dim)
+    if isinstance(routing, RoutingSpec):
+        layers, window = set(routing.layers), routing.window
+    else:  # what will be decided is not known: the most that it can be
+        layers, window = {(HeadPattern.WINDOW,) * config.heads}, routing.auto.window
+    attention = max(_attended(config, grid, layer, window, gathers) for layer in layers)
+    return max(before, 4 * every + attention, after) * element + tables
+
+
+def _attended(
+    config: OasisConfig, grid: TokenGrid, layer: tuple[Pattern, ...], window: tuple[int, int, int], gathers: bool
+) -> int:
+    """Numbers that a layer's attention holds beside q, k and v: the outputs, kind after kind of head and then joined."""
+    head = grid.length * config.head_dim
+    kinds = Counter(extent_of(p, window) for p in layer)
+    most, done = (1 if len(kinds) == 1 else 2) * head * len(layer), 0
+    for extent, heads in kinds.items():
+        if gathers and (extent.h is not None or extent.w is not None):
+            sides = zip(extent.axes, (grid.t, grid.h, grid.w), strict=True)
+            t, h, w = (2 * side - 1 if e is None else e for e, side in sides)
+            copies = window_numbers(grid, heads, config.head_dim, (t, h, w))
+            # Bands of rows, joined, and cut into tokens again; or the bands so far and the copies for another.
+            most = max(most, done + max(3 * heads * head, heads * head + copies))
+        done += heads * head
+    return most
 
 
 def tiny_decoder_memory(
@@ -93,10 +130,12 @@ def wan_decoder_memory(
     area = max(tiles[0]) * max(tiles[1]) / (height * width)
     many = 4 * latents
     at_once = min(plan.frames or many, many)
-    # Residual stream, its new value, and the convolution's input with its past and one frame between norm and SiLU.
-    second = (3 * 2 * latents + PAST + 1) * 4 / 16 + PAST * small * (not keeps)
+    # In a large stage: the residual stream, the first convolution's output, the second one's input with its past; a frame
+    # between norm and SiLU where that is not one kernel.
+    last = area * (3 * at_once + PAST + 1 + PAST * large * (not keeps))
+    # In the second stage: the stream, and twice the frames before and after they are put in order.
+    second = 5 / 2 * latents + PAST * small * (not keeps)
     features = many * 4 / COARSE**2
-    last = area * (3.5 * at_once + PAST + 1 + PAST * large * (not keeps))
     out = many * 3 / config.width * (1 if not plan.tile else 2)
     return int(state), int(pixel * (max(second, features + last) + out))
 

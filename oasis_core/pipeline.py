@@ -8,9 +8,8 @@ continuous decode.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
 
@@ -19,7 +18,8 @@ from einops import rearrange
 from torch import Tensor
 
 from .blend import TemporalCrossFade
-from .color import ColorCorrector, ColorMethod
+from .color import ColorCorrector
+from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .model import OasisModel
@@ -27,99 +27,25 @@ from .model.decoders import DecoderState
 from .one_step import OneStep
 from .patchify import frame_count, latent_length
 from .plan import ChunkCursor, Position, plan_tiles, warm_up_start
-from .progress import Progress, Tally
+from .progress import Poll, Progress, Tally
 from .routing.auto import AutoRouting, ShotRoutings
 from .routing.spec import RoutingSpec
 from .scene_cuts import SceneCutDetector
-
-AUTO_TILE = 1280
-"""Tile side (output pixels) that ``tile=None`` takes for frames larger than ``WHOLE_FRAME``: bounds memory and the
-quadratic cost of whole-frame heads."""
-CHUNK_OVERLAP = 2
-"""Latent frames that chunks share where nothing is said (DESIGN section 6)."""
-DEFAULT_FIDELITY = 0.5
-"""Fidelity where nothing is said, in models that have the control."""
-TILE_OVERLAP = 128
-"""Output pixels that tiles share where nothing is said."""
-WARM_UP = 4
-"""Latent frames that a decoder with a memory sees before it begins anew inside a shot; what it makes of them is discarded.
-Not measured: no trained Wan decoder was at hand (docs/full_size.md)."""
-WHOLE_FRAME = 1920 * 1088
-"""Output pixels up to which ``tile=None`` keeps the frame whole."""
-
-Poll = Callable[[], None]
-"""Called before every block and every decoded frame; what it raises ends the work."""
-Restored = tuple[FrameGroup, Tensor, bool]
-"""A group, its z_H, and whether it is the first that the cross-fade gives out for its chunk."""
-
-
-@dataclass(frozen=True)
-class UpscaleSettings:
-    """What a user chooses for a job.
-
-    Raises:
-        ValueError: a value outside its range. (Sizes are checked against the input by ``geometry.plan_geometry``.)
-    """
-
-    scale: float | None = 4.0
-    """Factor 1 to 4; None where a target size is given."""
-    width: int | None = None
-    """Target width in pixels; alone, the height keeps the aspect ratio."""
-    height: int | None = None
-    """Target height in pixels."""
-    fidelity: float | None = None
-    """0: all detail that the model invents; 1: faithful to the input; None: the middle, in models that have the control."""
-    color: ColorMethod = ColorMethod.WAVELET
-    """Colour correction against the input."""
-    chunk_frames: int = 16
-    """Frames that the transformer sees at once, 1 or more: memory and whole-clip heads grow with it."""
-    chunk_overlap: int | None = None
-    """Latent frames that neighbouring chunks share and cross-fade, fewer than a chunk holds; None: 2, or what a small
-    chunk allows."""
-    tile: int | None = None
-    """Tile side in output pixels; 0: whole frame; None: whole up to 1920x1088, tiles of 1280 above."""
-    tile_overlap: int | None = None
-    """Output pixels that neighbouring tiles share and cross-fade, fewer than a tile has; None: 128, or half a small tile."""
-    scene_cuts: bool = True
-    """Start anew at each hard cut, so that no shot bleeds into the next; False: the whole clip is one shot."""
-    restart_frames: int | None = None
-    """Frames after which a decoder with a memory begins anew, so that a job can go on from there; None: with each shot."""
-
-    def __post_init__(self) -> None:
-        if self.chunk_frames < 1:
-            raise ValueError(f"chunk is {self.chunk_frames} frames; it must be at least 1")
-        if self.chunk_overlap is not None and self.chunk_overlap < 0:
-            raise ValueError(f"chunk overlap is {self.chunk_overlap} latent frames; it must be 0 or more")
-        if self.restart_frames is not None and self.restart_frames < 1:
-            raise ValueError(f"restart is {self.restart_frames} frames; it must be at least 1")
-        if self.tile is not None and self.tile < 0:
-            raise ValueError(f"tile is {self.tile}; it must be 0 (whole frame) or a positive number of pixels")
-        if self.tile_overlap is not None and not 0 <= self.tile_overlap < (self.tile or AUTO_TILE):
-            raise ValueError(
-                f"tile overlap is {self.tile_overlap}; it must be from 0 to below the tile ({self.tile or AUTO_TILE})"
-            )
-
-
-@dataclass(frozen=True)
-class Part:
-    """Finished frames, in the order of the clip."""
-
-    frames: Tensor
-    """``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU."""
-    position: Position
-    """Place of the first one in the clip."""
-    restartable: bool
-    """Whether a stream can begin at ``position`` and give the same frames from there on."""
+from .settings import CHUNK_OVERLAP, DEFAULT_FIDELITY, UpscaleSettings
 
 
 class Upscaler:
     """A model with its routing and a job's settings. Runs where the model is, in the model's dtype."""
 
     def __init__(
-        self, model: OasisModel, routing: RoutingSpec | AutoRouting | ShotRoutings, settings: UpscaleSettings
+        self,
+        model: OasisModel,
+        routing: RoutingSpec | AutoRouting | ShotRoutings,
+        settings: UpscaleSettings,
+        decodes: bool = True,
     ) -> None:
         """``routing``: one for all, or how to decide it for each shot (of a dense model; ``ShotRoutings``: and what is
-        decided already).
+        decided already). ``decodes``: False for who looks at the transformer alone, which needs no decoder (calibration).
 
         Raises ValueError where the routing is another model's, the model's tokens span several latent frames, it has no
         decoder yet, or it cannot be asked for that fidelity."""
@@ -143,7 +69,7 @@ class Upscaler:
                 f"so it must be from 0 to {self.chunk - 1}"
             )
         self.chunk_overlap = min(CHUNK_OVERLAP, self.chunk - 1) if asked is None else asked
-        self.remembers = model.decoder_state() is not None
+        self.remembers = decodes and model.decoder_state() is not None
         """Whether what the decoder makes of a frame hangs on the frames before it."""
 
     def restarting(self, frames: int) -> Upscaler:
@@ -229,7 +155,7 @@ class Upscaler:
     def _begin(self, start: Position) -> int:
         """First frame that is worked on."""
         factor = self.model.config.unshuffle[0]
-        memory = WARM_UP * factor if self.remembers else self.settings.color.memory
+        memory = warm_up_frames(factor, self.remembers, self.settings.color)
         return warm_up_start(start, self.chunk, self.chunk_overlap, factor, memory)
 
     @torch.inference_mode()
@@ -251,47 +177,12 @@ class Upscaler:
         for shot, members in groupby(numbered, key=itemgetter(0)):
             groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
             restored = self._restored(groups, shot, poll, tally)
+            at, color = max(shot, begin), self.settings.color
             if self.remembers:
-                yield from self._decoded_in_order(restored, shot, max(shot, begin), start, poll)
+                state, every = self.model.decoder_state, self.restart_chunks
+                yield from decoded_in_order(restored, self._decode, color, shot, at, start, poll, state, every)
             else:
-                yield from self._decoded_each(restored, shot, max(shot, begin), start, poll)
-
-    def _decoded_each(
-        self, restored: Iterable[Restored], shot: int, at: int, start: Position, poll: Poll | None
-    ) -> Iterator[Part]:
-        """Finished frames of one shot, of which ``at`` is the first: the decoder takes every frame by itself."""
-        color, memory = ColorCorrector(self.settings.color), self.settings.color.memory
-        for group, z_h, begins_chunk in restored:
-            if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
-                if poll is not None:
-                    poll()
-                frames = self._decode(group, z_h, color, None)
-                if at >= start.frame:
-                    yield Part(frames, Position(at, shot), begins_chunk)
-            at += group.count
-
-    def _decoded_in_order(
-        self, restored: Iterable[Restored], shot: int, at: int, start: Position, poll: Poll | None
-    ) -> Iterator[Part]:
-        """The same by a decoder with a memory. With the colours' memory it begins anew every ``restart_chunks`` chunks,
-        warmed up on the latent frames before; where a stream begins does not matter then."""
-        color, state = ColorCorrector(self.settings.color), self.model.decoder_state()
-        recent: deque[tuple[FrameGroup, Tensor]] = deque(maxlen=WARM_UP)
-        chunks, every = 0, self.restart_chunks
-        for group, z_h, begins_chunk in restored:
-            if at >= start.frame:
-                chunks = 0 if at in (start.frame, shot) else chunks + begins_chunk
-                anew = begins_chunk and (chunks == 0 or (every is not None and chunks % every == 0))
-                if anew and recent:
-                    color, state = ColorCorrector(self.settings.color), self.model.decoder_state()
-                    for number, (group_before, z_before) in enumerate(recent):
-                        before = group_before if number else group_before.last_frame()
-                        self._decode(before, z_before, color, state)
-                if poll is not None:
-                    poll()
-                yield Part(self._decode(group, z_h, color, state), Position(at, shot), anew)
-            recent.append((group, z_h))
-            at += group.count
+                yield from decoded_each(restored, self._decode, color, shot, at, start, poll)
 
     def _restored(
         self, groups: Iterable[FrameGroup], shot: int, poll: Poll | None, tally: Tally | None
@@ -358,12 +249,7 @@ class Upscaler:
 
     def tiling(self, height: int, width: int) -> tuple[int, int]:
         """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile."""
-        s, pixels = self.settings, self.model.config.pixel_multiple[0]
-        if s.tile == 0 or (s.tile is None and height * width * pixels**2 <= WHOLE_FRAME):
-            return 0, 0
-        tile = max(1, round((s.tile or AUTO_TILE) / pixels))
-        asked = min(TILE_OVERLAP, tile * pixels // 2) if s.tile_overlap is None else s.tile_overlap
-        return tile, min(round(asked / pixels), max(0, tile - 1))
+        return self.settings.tiling(height, width, self.model.config.pixel_multiple[0])
 
     def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector, state: DecoderState | None) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from .jobs.begin_and_end import check_input, join, open_video_job, output_size, told_what_is_kept, what_is_asked
 from .jobs.fingerprint import hash_model
+from .jobs.fit import device_budget, planned
 from .jobs.folder import JobFolder
 from .jobs.manifest import Border
 from .jobs.overlap import ReadAhead, WriteBehind
 from .jobs.remembered import free_memory_mib, recall, remember
 from .jobs.segment_files import Ready, SegmentFiles
 from .jobs.segments import ends_segment
-from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
+from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told
 from .jobs.stamps import READ_AHEAD, WRITE_BEHIND, noting_stamps
 from .pipeline import Poll, Upscaler
 from .plan import Position
@@ -124,9 +125,13 @@ class _Work:
     ) -> None:  # fmt: skip
         self.reader, self.writer, self.folder, self.size, self.full = reader, writer, folder, size, full
         self.asked, self.free = upscaler, free_memory_mib(upscaler)
-        self.upscaler = with_plan(upscaler, folder.manifest.chunk_frames, folder.manifest.tile)
+        self.upscaler = upscaler
         if not folder.manifest.finished and folder.manifest.chunk_frames is None:
             self._recall()
+        budget = device_budget(upscaler.model.project.weight.device)
+        self.upscaler, manifest = planned(upscaler, folder.manifest, reader.info, budget)
+        if manifest != folder.manifest:
+            folder.update(manifest)
         self.on_progress, self.poll, self.show = on_progress, poll, show
         self.waited, self.shrunk = 0.0, False
 

@@ -8,6 +8,7 @@ ComfyUI needs.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -65,6 +66,8 @@ FOUND = pytest.StashKey["ComfyUI | str"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Children hear Ctrl-C also where a shell started pytest in the background, which lets it and them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[FOUND] = find_comfyui()
 
 

@@ -32,7 +32,7 @@ def measured(mean: torch.Tensor, patterns: tuple[object, ...] = (FRAME, NEAR), g
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 7), (2, 9, 1), (5, 3, 3)])
-@pytest.mark.parametrize("scores", [7, 2**20])
+@pytest.mark.parametrize("scores", [7, 60, 2**20])
 def test_localisation_kl_is_the_kl_of_the_attention_matrices(
     shape: tuple[int, int, int], scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +53,9 @@ def test_localisation_kl_is_the_kl_of_the_attention_matrices(
         assert (kl - expected).abs().max() < 1e-10
         if not bool(seen.all()):
             assert expected.max() > 0.1
+    again = divergence.Localisation(grid, EXTENTS, queries)
+    assert torch.equal(again.kl(k, q), localisation_kl(k, q, grid, EXTENTS, queries))
+    assert torch.equal(again.kl(q, k), got)  # nothing of another layer is left
     single = localisation_kl(q.float(), k.float(), grid, EXTENTS, queries)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), got, atol=1e-5, rtol=1e-5)

@@ -286,7 +286,7 @@ def test_interlaced_video_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
         assert main(["upscale", str(source), str(tmp_path / "out.mp4"), *more]) == 2
         error = capsys.readouterr().err.strip()
         assert "interlaced" in error
-        assert "--deinterlace frame" in error
+        assert "(--deinterlace) to frame" in error
         assert len(error.splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
     assert main(["upscale", str(source), str(tmp_path / "out.mp4"), "--deinterlace", "fast"]) == 2
@@ -478,6 +478,40 @@ def told(path: Path) -> dict[str, object]:
             for c in container.chapters()
         ]
     return {"tracks": sorted(tracks), "texts": texts, "chapters": chapters}
+
+
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [("h265", "out.mp4"), ("h265", "out.mkv"), ("av1", "out.mp4"), ("av1", "out.webm"), ("h264", "out.mp4")],
+)
+def test_hdr10_metadata_comes_along(
+    tmp_path: Path, upscaler: Upscaler, codec: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written by PyAV with x265's own text, through segments and their joining, read by FFmpeg."""
+    source, target = tmp_path / "in.mkv", tmp_path / name
+    told = "log-level=error:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx265", rate=25, options={"x265-params": told})
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p10le"
+        stream.codec_context.color_trc, stream.codec_context.color_primaries, stream.codec_context.colorspace = PQ, 9, 9
+        for i in range(12):
+            picture = av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), 20 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p10le")))
+        container.mux(stream.encode(None))
+    with caplog.at_level("INFO"):
+        upscale_video(VideoReader(source), target, upscaler, WriterSettings(codec), job=JobSettings(segment_frames=5))
+    found, parts = (
+        probe(target).hdr10,
+        [Fraction(v, 50000) for v in (34000, 16000, 13250, 34500, 7500, 3000, 15635, 16450)],
+    )
+    assert ("does not keep the input's HDR10 metadata" in caplog.text) == (codec == "h264")
+    if codec == "h264":
+        assert found is None
+        return
+    assert found is not None
+    assert found.light == (1000, 400)
+    assert found.display is not None
+    assert found.display == pytest.approx([*parts, Fraction(50, 10000), 1000], abs=2e-4 if codec == "av1" else 0)
 
 
 @pytest.mark.parametrize(

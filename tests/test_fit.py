@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from oasis_core.jobs.fit import RESERVE, WAN_PLANS, device_budget, fit, told
-from oasis_core.memory import tiny_decoder_memory, transformer_memory, wan_decoder_memory, working_memory
+from oasis_core.jobs.fit import RESERVE, WAN_PLANS, device_budget, fit, planned, told
+from oasis_core.jobs.manifest import Manifest, SegmentRecord
+from oasis_core.memory import tiny_decoder_memory, working_memory
 from oasis_core.model import OasisConfig, OasisModel
-from oasis_core.model.decoders import DecodePlan, DecoderState, TaehvDecoder, WanDecoder
-from oasis_core.model.dit import DiT
+from oasis_core.model.decoders import DecodePlan, TaehvDecoder, WanDecoder
 from oasis_core.model.vae_config import TaehvConfig, WanDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
-from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.routing import RoutingSpec
+from oasis_core.video_io import VideoInfo
+from oasis_core.video_io.color_tags import ColorTags
 
 GIB = 2**30
-
-
-class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors that live, as they come and go; what happens inside an operation stays unseen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for storage in (t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
-            if storage._cdata not in self.live:
-                self.live[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.live.pop, storage._cdata, None)
-        self.peak = max(self.peak, sum(self.live.values()))
-        return out
 
 
 CONFIG = OasisConfig("oasis-1.3b", context_length=512, decoder=WanDecoderConfig())
@@ -77,6 +59,28 @@ def test_more_memory_gives_better_plans() -> None:
     assert ranks[-1] == (-33, 0)
 
 
+def test_a_job_keeps_its_plan() -> None:
+    one = Fraction(1)
+    info = VideoInfo(480, 272, 33, 25 * one, one / 25, 0, one, "yuv420p", 8, ColorTags(1, False), ())
+    begun, manifest = planned(full_size(), Manifest({}), info, 8 * GIB)
+    plan = begun.model.decoder.plan
+    assert isinstance(plan, DecodePlan)
+    assert plan != DecodePlan()
+    assert manifest.decode_plan == plan
+    for budget in (None, 80 * GIB):  # it goes on where there is more
+        again, same = planned(full_size(), manifest, info, budget)
+        assert (again.model.decoder.plan, again.settings, same) == (plan, begun.settings, manifest)
+    small, shorter = planned(full_size(), Manifest({}), info, 3 * GIB)
+    assert small.settings.chunk_frames == shorter.chunk_frames
+    assert shorter.chunk_frames is not None
+    record = SegmentRecord("segment_0", 0, 8, 0, 0, 0, 0, "", 0.0)
+    less, still = planned(full_size(), replace(manifest, segments=(record,)), info, GIB)  # ... or less
+    assert (less.settings, still.chunk_frames) == (begun.settings, manifest.chunk_frames)
+    assert still.decode_plan == WAN_PLANS[-1]
+    untouched = full_size()
+    assert planned(untouched, Manifest({}), info, None)[1] == Manifest({})
+
+
 def test_too_little_is_told(caplog: pytest.LogCaptureFixture) -> None:
     fitted = fit(full_size(), 33, 272, 480, GIB // 4)
     assert "choose a smaller output size" in caplog.text
@@ -89,63 +93,6 @@ def test_the_tiny_decoder_needs_less() -> None:
     assert tiny_decoder_memory(TaehvConfig(), 64, 64, 1, DecodePlan(frames=2), 2) < tiny_decoder_memory(
         TaehvConfig(), 64, 64, 1, DecodePlan(), 2
     )
-
-
-def test_predictions_grow_with_what_is_asked() -> None:
-    config, r = WanDecoderConfig(), ROUTING
-    base = sum(wan_decoder_memory(config, 720, 1280, 1, DecodePlan(), 2))
-    assert sum(wan_decoder_memory(config, 1440, 1280, 1, DecodePlan(), 2)) == pytest.approx(2 * base, rel=0.01)
-    assert sum(wan_decoder_memory(config, 720, 1280, 1, DecodePlan(), 4)) == pytest.approx(2 * base, rel=0.01)
-    assert sum(wan_decoder_memory(config, 720, 1280, 2, DecodePlan(), 2)) > base
-    assert transformer_memory(CONFIG, 60000, 2, r) > transformer_memory(CONFIG, 30000, 2, r)
-
-
-def test_the_state_is_predicted_exactly() -> None:
-    config = WanDecoderConfig(width=8, latent_mean=(0.0,) * 16, latent_std=(1.0,) * 16)
-    decoder = WanDecoder(config).eval()
-    for plan in (DecodePlan(), DecodePlan(halo=0, tile=32), DecodePlan(tile=32)):
-        decoder.plan, state = plan, DecoderState()
-        with torch.inference_mode():
-            for t in (1, 2):
-                decoder(torch.zeros(1, 16, t, 8, 12), state)
-        pasts = [state.whole, *state.tiles.values()]
-        # The first convolution's input has latent channels, which the formula leaves out.
-        held = sum(x.numel() * x.element_size() for p in pasts for number, x in p.inputs.items() if number)
-        predicted, _ = wan_decoder_memory(config, 64, 96, 1, plan, 4)
-        assert held == pytest.approx(predicted, rel=0.02)
-
-
-@pytest.mark.parametrize("plan", [DecodePlan(), DecodePlan(frames=2), DecodePlan(frames=1), DecodePlan(64, frames=1)])
-@pytest.mark.parametrize("latents", [1, 2])
-@torch.no_grad()
-def test_the_decoders_peak_is_predicted(plan: DecodePlan, latents: int) -> None:
-    """Within 15 %: torch's own norm on a CPU keeps three tensors where a GPU's kernel keeps one."""
-    decoder, state = WanDecoder(WanDecoderConfig(width=16)).eval().requires_grad_(False), DecoderState()
-    decoder.fold()
-    decoder.plan = plan
-    z = torch.randn(1, 16, 1 + 2 * latents, 12, 20)
-    with Peak() as peak:
-        for part in (z[:, :, :1], *z[:, :, 1:].split(latents, dim=2)):
-            decoder(part, state)
-    predicted = sum(wan_decoder_memory(decoder.config, 96, 160, latents, plan, 4))
-    assert 0.85 * predicted < peak.peak < 1.15 * predicted
-
-
-@pytest.mark.parametrize("at_once", [1000, 4000])
-@torch.no_grad()
-def test_the_transformers_peak_is_predicted(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path that other devices take, on the CPU: all heads global, in fp32."""
-    monkeypatch.setattr("oasis_core.model.dit.CPU_TOKENS", at_once)
-    monkeypatch.setattr("oasis_core.memory.DEVICE_TOKENS", at_once)
-    config = OasisConfig("x", dim=384, heads=3, depth=2, ffn_dim=2240, freq_dim=8, context_length=5)
-    routing = RoutingSpec.uniform(2, 3, HeadPattern.GLOBAL)
-    dit = DiT(config).eval().requires_grad_(False)
-    dit.fold(routing)
-    z = torch.randn(1, 16, 4, 50, 80)
-    with Peak() as peak:
-        dit(z, routing)
-    predicted = transformer_memory(config, dit.grid(z).length, 4, routing)
-    assert 0.85 * predicted < peak.peak < 1.15 * predicted
 
 
 def test_what_has_no_memory_or_no_budget_stays_as_it_is() -> None:

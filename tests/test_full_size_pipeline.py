@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,11 +20,15 @@ from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.checkpoints.vae_names import ORIGINAL
 from oasis_core.cli import main
 from oasis_core.color import ColorMethod
+from oasis_core.decode_order import WARM_UP
+from oasis_core.jobs.fit import WAN_PLANS
+from oasis_core.jobs.folder import JobFolder
+from oasis_core.jobs.manifest import Manifest
 from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.decoders import DecodePlan, WanDecoder
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.patchify import replicate_first
-from oasis_core.pipeline import WARM_UP, Part, Upscaler, UpscaleSettings
+from oasis_core.pipeline import Part, Upscaler, UpscaleSettings
 from oasis_core.plan import Position, plan_chunks
 from oasis_core.routing import RoutingSpec
 
@@ -148,7 +153,7 @@ def test_a_restart_that_is_warmed_up_is_nearer_to_the_continuous_decode(monkeypa
     continuous = Upscaler(model, ROUTING, settings).upscale(frames)
     errors = []
     for warm_up in (1, 2, WARM_UP, 8):
-        monkeypatch.setattr("oasis_core.pipeline.WARM_UP", warm_up)
+        monkeypatch.setattr("oasis_core.decode_order.WARM_UP", warm_up)
         restarted = Upscaler(model, ROUTING, settings).restarting(20).upscale(frames)
         errors.append(float((restarted - continuous).abs().mean()))
     assert errors == sorted(errors, reverse=True)
@@ -208,6 +213,35 @@ def test_command_line_end_to_end_and_resumed(
     assert frames[0].shape == (14, 16, 16, 3)
     assert frames[0].std() > 5
     assert np.abs(frames[0].astype(int) - frames[1]).max() <= 1
+
+
+def test_a_job_begun_with_little_memory_goes_on_with_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was planned is not what was asked for: the job is the same, and so is its plan."""
+    source, model, vae = files(tmp_path)
+    options = ["--model", str(model), "--decoder", str(vae), "--scale", "1", "--codec", "ffv1", "--device", "cpu",
+               "--dtype", "fp32", "--chunk", "13", "--overlap", "0", "--segment", "5", "--no-scene-cuts"]  # fmt: skip
+    out, manifests = tmp_path / "out.mkv", list[Manifest]()
+    add = JobFolder.add
+
+    def stop(self: JobFolder, *given: Any) -> None:
+        add(self, *given)
+        manifests.append(self.manifest)
+        if len(manifests) == 1:
+            raise OSError("the end")
+
+    monkeypatch.setattr(JobFolder, "add", stop)
+    monkeypatch.setattr("oasis_core.video_job.device_budget", lambda device: 1 << 20)
+    assert main(["upscale", str(source), str(out), *options]) == 2
+    assert (manifests[0].chunk_frames, manifests[0].decode_plan) == (5, WAN_PLANS[-1])
+    monkeypatch.setattr("oasis_core.video_job.device_budget", lambda device: 1 << 40)
+    assert main(["upscale", str(source), str(out), *options, "--resume"]) == 0
+    assert (manifests[-1].chunk_frames, manifests[-1].decode_plan) == (5, WAN_PLANS[-1])
+    monkeypatch.undo()
+    whole = tmp_path / "whole.mkv"
+    assert main(["upscale", str(source), str(whole), *options[:-6], "5", *options[-5:]]) == 0
+    assert np.abs(pictures(out).astype(int) - pictures(whole)).max() <= 1
 
 
 def pictures(path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -104,3 +105,35 @@ def test_a_training_step_as_a_graph_equals_one_without(tmp_path: Path) -> None:
         weights.append(np.concatenate([p.detach().float().cpu().numpy().ravel() for p in state.trained]))
     moved = np.abs(weights[0]).mean()
     assert np.abs(weights[0] - weights[1]).mean() < 0.02 * moved
+
+
+def test_the_stages_of_a_run_follow_each_other_on_the_device(tmp_path: Path) -> None:
+    """Decoder, transformer and all of a residual model in turn, compiled and captured: what shall move does, what not stays."""
+    model = OasisConfig(
+        name="small", unshuffle=(1, 8, 8), latent_channels=8, dim=64, depth=2, heads=4, ffn_dim=96, freq_dim=16,
+        faithful_timestep=998.0, decoder=PixelDecoderConfig(width=16, blocks=1, hr_width=8, hr_blocks=1, residual=True),
+    )  # fmt: skip
+    loss = LossWeights(low=0.5, frequency=0.1)
+    parts: tuple[Literal["all", "transformer", "decoder"], ...] = ("decoder", "transformer", "all")
+    stages = tuple(
+        StageConfig(p, 2, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-3, train=p, loss=loss) for p in parts
+    )
+    config = TrainConfig(model=model, stages=stages, out=str(tmp_path), discriminator_width=8)
+    hr = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    batch = Batch(torch.nn.functional.avg_pool3d(hr, (1, 4, 4)), hr)
+    torch.manual_seed(0)
+    net = OasisModel(model)
+    net.init_weights()
+    state = TrainState(config, net, None, device=CUDA)
+    trainer = Trainer(config, state, CUDA, Group(), fuse=True)
+    for stage in stages:
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        trainer.enter(stage, batch)
+        for offset in range(2):
+            trainer.step(batch, 1e-3, offset)
+        moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+        decoder = {name for name in before if name.startswith("decoder.")}
+        rest = {name for name in before if name not in decoder and before[name].numel()}
+        expected = {"decoder": decoder, "transformer": rest, "all": decoder | rest}[stage.train]
+        assert not moved - expected, stage.name
+        assert len(expected - moved) < 0.1 * len(expected), sorted(expected - moved)

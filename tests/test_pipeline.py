@@ -263,8 +263,8 @@ def test_a_tile_larger_than_the_frame_is_the_frame() -> None:
 def test_large_frames_are_tiled_on_their_own(
     size: tuple[int, int], tiles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oasis_core.pipeline.WHOLE_FRAME", 24 * 40)
-    monkeypatch.setattr("oasis_core.pipeline.AUTO_TILE", 40)
+    monkeypatch.setattr("oasis_core.settings.WHOLE_FRAME", 24 * 40)
+    monkeypatch.setattr("oasis_core.settings.AUTO_TILE", 40)
     calls: list[int] = []
     upscaler(random_model(), tile=None, tile_overlap=8).upscale(clip(1, *size), poll=lambda: calls.append(1))
     assert len(calls) == tiles + 1  # one block for each tile, one decode

@@ -31,8 +31,8 @@ KEPT = (
 )
 TEMPLATE_FOLDERS = ("example_workflows", "example", "examples", "workflow", "workflows")
 """In this order ComfyUI looks for workflows (``app/custom_node_manager.py``), and gives out files of the first one only."""
-LARGEST = 19 * 2**20
-"""Bytes; all but 1 MB of them are the weights."""
+LARGEST = 20 * 2**20
+"""Bytes; all but 2 MB of them are the weights."""
 
 
 @pytest.fixture(scope="module")

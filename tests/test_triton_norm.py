@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 SCRIPT = """
 import torch
 import torch.nn.functional as F
-from oasis_core.model.decoders import DecoderState, WanDecoder, wan
+from oasis_core.model.decoders import DecoderState, WanDecoder, wan_layers
 from oasis_core.model.decoders.triton_norm import norm_silu
 from oasis_core.model.vae_config import WanDecoderConfig
 
@@ -26,8 +26,8 @@ for shape, dtype, tolerance in (
     x, gamma = torch.randn(shape, generator=g).to(dtype), torch.randn(shape[-1], generator=g).to(dtype)
     x[0] = 0  # a position of zeros stays zeros
     out = torch.full_like(x, 9.0)
-    norm_silu(x, gamma, out, wan.TINY)
-    expected = F.silu(F.rms_norm(x.float(), shape[-1:], gamma.float(), wan.TINY))
+    norm_silu(x, gamma, out, wan_layers.TINY)
+    expected = F.silu(F.rms_norm(x.float(), shape[-1:], gamma.float(), wan_layers.TINY))
     torch.testing.assert_close(out.float(), expected, atol=tolerance, rtol=tolerance)
 
 config = WanDecoderConfig(width=4, latent_mean=(0.0,) * 4, latent_std=(1.0,) * 4)
@@ -37,7 +37,7 @@ for p in decoder.parameters():
 z = torch.randn(2, 4, 3, 2, 2, generator=g)
 with torch.inference_mode():
     plain = decoder(z)
-    wan.fused = lambda x: True
+    wan_layers.fused = lambda x: True
     state = DecoderState()
     fused = torch.cat([decoder(part, state) for part in z.split((1, 2), dim=2)], dim=2)
 torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-4)

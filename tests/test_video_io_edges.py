@@ -246,6 +246,37 @@ def test_every_audio_track_comes_over_with_its_language(tmp_path: Path) -> None:
             assert [s.language for s in container.streams.audio] == ["eng", "fra"]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize(("rate", "samples"), [(8000, 3), (44100, 1)])
+def test_sound_in_packets_shorter_than_matroskas_unit(tmp_path: Path, suffix: str, rate: int, samples: int) -> None:
+    """Several have the same time stamp there, in milliseconds, which MP4 does not take."""
+    source, target = tmp_path / "in.mkv", tmp_path / f"out{suffix}"
+    tone = (np.sin(np.arange(rate // 5 // samples * samples) / 9) * 9000).astype(np.int16)
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for rgb in noise(5):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(video.encode(None))
+        for start in range(0, len(tone), samples):
+            piece = av.AudioFrame.from_ndarray(tone[None, start : start + samples], format="s16", layout="mono")
+            piece.sample_rate, piece.pts, piece.time_base = rate, start, Fraction(1, rate)
+            container.mux(sound.encode(piece))
+        container.mux(sound.encode(None))
+    reader = VideoReader(source)
+    with VideoWriter(target, 64, 64, reader.info, WriterSettings(), audio_from=source) as writer:
+        for frame in reader:
+            writer.write(frame.rgb[None], [frame.pts])
+    with av.open(str(target)) as container:
+        heard = [(f.pts * f.time_base, f.to_ndarray()[0]) for f in container.decode(audio=0)]
+    assert (np.concatenate([piece for _, piece in heard]) == tone).all()
+    position = 0
+    for time, piece in heard:  # no drift
+        assert abs(float(time) - position / rate) < 0.002
+        position += len(piece)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_very_short_h265_can_be_written_again_and_again(tmp_path: Path, frames: int) -> None:
     """x265 gives clips of two frames a decoding time from stray memory; MP4 then refused most of them."""

@@ -10,14 +10,16 @@ import torch
 from oasis_core.memory import wan_decoder_memory
 from oasis_core.model import OasisConfig
 from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
-from oasis_core.model.decoders.wan import Norm, fused
+from oasis_core.model.decoders.wan_layers import Norm, fused
 from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.routing import RoutingSpec
 
 pytestmark = pytest.mark.gpu
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
-"""Largest error as a share of the output's standard deviation; fp32 convolutions may run in TF32."""
+TOLERANCE = {"fp32": 2e-4, "tf32": 0.02, "fp16": 0.05, "bf16": 0.3}
+"""Largest error as a share of the output's standard deviation. fp32: the CPU's own error against fp64 is 5e-6, and sums of
+another order give as much again. TF32, torch's default for convolutions of fp32, has fp16's 10 bits: one H200 gave 4e-3."""
+DTYPE = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def random_decoder(width: int) -> WanDecoder:
@@ -28,10 +30,12 @@ def random_decoder(width: int) -> WanDecoder:
     return decoder
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("name", list(TOLERANCE))
 @pytest.mark.parametrize("fold", [False, True])
 @torch.inference_mode()
-def test_decoder_equals_the_cpu(dtype: torch.dtype, fold: bool) -> None:
+def test_decoder_equals_the_cpu(name: str, fold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", name == "tf32")
+    dtype, tolerance = DTYPE[name], TOLERANCE[name]
     decoder, z = random_decoder(16), torch.randn(1, 16, 4, 10, 14)
     truth = decoder(z)
     if fold:
@@ -41,8 +45,8 @@ def test_decoder_equals_the_cpu(dtype: torch.dtype, fold: bool) -> None:
         decoder.plan, state = plan, DecoderState()
         got = torch.cat([decoder(part.cuda().to(dtype), state) for part in z.split((1, 2, 1), dim=2)], dim=2)
         error = (got.float().cpu() - truth).abs()
-        assert error.max() < TOLERANCE[dtype] * truth.std()
-        assert error.mean() < TOLERANCE[dtype] / 5 * truth.std()
+        assert error.max() < tolerance * truth.std()
+        assert error.mean() < tolerance / 5 * truth.std()
 
 
 @pytest.mark.parametrize("channels", [96, 192, 384])
@@ -70,7 +74,7 @@ def test_folded_transformer_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = dit(z, routing)
     dit.fold(routing)
     got = dit.cuda()(z.cuda(), routing).cpu()
-    assert (got - truth).abs().max() < TOLERANCE[torch.float32] * truth.std()
+    assert (got - truth).abs().max() < 10 * TOLERANCE["fp32"] * truth.std()
 
 
 @pytest.mark.parametrize("plan", [DecodePlan(), DecodePlan(frames=1), DecodePlan(256, frames=1)])

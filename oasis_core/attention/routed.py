@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..routing.extent import Extent
-from ..routing.spec import HeadPattern, Pattern, extent_of
+from ..routing.spec import Pattern, extent_of, grouped_order, kinds_of
 from .backends import SDPA, Backend
 from .grid import TokenGrid
 
@@ -35,9 +35,7 @@ def routed_attention(
     """
     if q.shape[1] != grid.length or q.shape[2] != len(patterns):
         raise ValueError(f"q is {tuple(q.shape)}; expected (B, {grid.length}, {len(patterns)}, D) for grid {grid}")
-    own = sorted({p for p in patterns if isinstance(p, Extent)}, key=str)
-    kinds: tuple[Pattern, ...] = (*HeadPattern, *own)
-    order = tuple(n for kind in kinds for n, p in enumerate(patterns) if p == kind)
+    order = grouped_order(patterns)
     if order != tuple(range(len(order))):  # heads of one pattern lie together once the weights are folded
         grouped = tuple(patterns[n] for n in order)
         back = tuple(order.index(n) for n in range(len(order)))
@@ -45,11 +43,10 @@ def routed_attention(
         return routed_attention(q, k, v, grid, grouped, window, backend).index_select(2, _index(back, q.device))
     parts = []
     start = 0
-    for kind in kinds:
+    for kind in kinds_of(patterns):
         stop = start + patterns.count(kind)
-        if stop > start:
-            heads = (..., slice(start, stop), slice(None))
-            parts.append(_run(q[heads], k[heads], v[heads], grid, extent_of(kind, window), backend))
+        heads = (..., slice(start, stop), slice(None))
+        parts.append(_run(q[heads], k[heads], v[heads], grid, extent_of(kind, window), backend))
         start = stop
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 

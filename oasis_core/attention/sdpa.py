@@ -64,6 +64,17 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, window: t
     return rearrange(whole, "b t n h w d -> b (t h w) n d")
 
 
+def window_numbers(grid: TokenGrid, heads: int, head_dim: int, window: tuple[int, int, int]) -> int:
+    """Numbers in what ``window_attention`` copies for one clip, at most, off the CPU: halos of keys and values of a band of
+    rows, what a call's queries see of both, and the stack that the latter is copied from."""
+    tiling = _Tiling.of(grid, window)
+    per_row = tiling.halo_size * tiling.counts[1] * heads * head_dim
+    rows = min(tiling.counts[0], max(1, WINDOW_KEY_BUDGET_ELSE // (per_row * grid.t)))
+    alike = max(1, grid.t - 2 * (window[0] // 2))  # frames that see equally many
+    run = max(1, min(alike, WINDOW_KEY_BUDGET_ELSE // (per_row * rows * window[0])))
+    return per_row * rows * (2 * grid.t + 3 * run * min(window[0], grid.t))
+
+
 def _band(
     q: Tensor, k: Tensor, v: Tensor, tiling: _Tiling, extent: int, band: slice, mask: Tensor, most: int
 ) -> Tensor:
@@ -76,6 +87,7 @@ def _band(
         tiles = rearrange(query[:, frames], "b t n tiles s d -> tiles (b t n) s d")
         near = [_near(x, seen, tiles.shape[1] // (b * n)) for x in (key, value)]
         out = F.scaled_dot_product_attention(tiles, near[0], near[1], attn_mask=mask.repeat(1, 1, 1, len(seen)))
+        del near  # the largest tensors: gone before the next ones are made
         pieces.append(rearrange(out, "tiles (b t n) s d -> b t n tiles s d", b=b, n=n))
     return tiling.frames(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(resolve(args.model), device, choose_dtype(args.dtype, device))
     check_dense(checkpoint.routing, checkpoint.config.name)
     settings = UpscaleSettings(scale=args.scale, chunk_frames=args.chunk, tile=args.tile, fidelity=args.fidelity)
-    upscaler = Upscaler(checkpoint.model, checkpoint.routing, settings)
+    upscaler = Upscaler(checkpoint.model, checkpoint.routing, settings, decodes=False)
     clips = ((reader.path.name, _frames(reader)) for reader in tqdm(readers, unit="clip", disable=None))
     found = calibrate(
         upscaler, checkpoint.config.name, clips, rule, value, patterns=patterns, queries=args.queries, seed=args.seed

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..checkpoints import EMBEDDED
 from ..pipeline import UpscaleSettings
+from ..routing.auto import NAME as AUTO
+from ..routing.spec import RoutingSpec
 from ..video_io import Deinterlace, WriterSettings
 from ..video_job import Done, JobSettings
 
@@ -36,6 +38,13 @@ class Job:
     compile: bool = False
     decoder: Path | None = None
     allow_untrained: bool = False
+
+
+def routing_text(given: str | None) -> str | None:
+    """``--routing`` as ``ready.routing_of`` takes it. Raises FileNotFoundError or ValueError, one line."""
+    if given is None or given.partition(":")[0] == AUTO:
+        return given
+    return RoutingSpec.from_file(Path(given)).to_json()
 
 
 def tell(target: Path, done: Done) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from ..engines.film import FilmRequest
 from ..engines.ray_job import RaySettings, Result, WorkerState, upscale_on_ray
 from ..engines.worker import Source, WorkerSettings
-from .job import INCOMPLETE, Job, tell
+from .job import INCOMPLETE, Job, routing_text, tell
 
 ENGINE = "ray"
 ENGINES = ("this", ENGINE)
@@ -29,11 +28,10 @@ def check(engine: str, address: str | None, workers: int | None) -> None:
 def run(jobs: Sequence[Job], address: str | None, workers: int | None) -> int:
     """Do the jobs, which differ in input and output alone; prints one line for each. Returns the exit code."""
     job = jobs[0]
-    if job.decoder is not None:
-        raise ValueError("--decoder is for one device as yet: leave out --engine ray")
-    routing = None if job.routing is None else Path(job.routing).read_text(encoding="utf-8")
+    decoder = None if job.decoder is None else str(job.decoder.absolute())
     settings = WorkerSettings(
-        job.model, routing, job.settings, job.device, job.dtype, job.attention, job.compile
+        job.model, routing_text(job.routing), job.settings, job.device, job.dtype, job.attention, job.compile, decoder,
+        job.allow_untrained,
     )  # fmt: skip
     requests = [FilmRequest(Source(j.source, j.fps, j.deinterlace), j.target) for j in jobs]
     if len(requests) == 1:

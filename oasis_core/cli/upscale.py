@@ -11,26 +11,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..attention.backends import NAMES as ATTENTION_NAMES
-from ..attention.backends import backend_for
-from ..checkpoints import EMBEDDED, Checkpoint, load_checkpoint, resolve
-from ..checkpoints.decoder import load_decoder
+from ..checkpoints import EMBEDDED, resolve
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
 from ..jobs.fit import device_budget, fit
-from ..model.fuse import fuse_model
-from ..model.vae_config import WanDecoderConfig
 from ..pipeline import Upscaler, UpscaleSettings
-from ..routing.auto import NAME as AUTO
-from ..routing.auto import AutoRouting
-from ..routing.calibration import check_dense
-from ..routing.spec import RoutingSpec
+from ..ready import load_with_decoder, ready, routing_of
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
 from . import on_ray
 from .batch import pairs
 from .device import choose_device, choose_dtype
-from .job import INCOMPLETE, Job, tell
+from .job import INCOMPLETE, Job, routing_text, tell
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -170,17 +163,9 @@ def upscale(job: Job) -> Done:
 def plan(job: Job) -> Estimate:
     """What the job will need. Raises as ``upscale`` does; nothing is written."""
     reader, upscaler = _prepare(job)
-    return estimate(upscaler, reader.info, job.target, job.writer.codec, job.keep.segment_frames)
-
-
-def read_routing(text: str | None, checkpoint: Checkpoint) -> RoutingSpec | AutoRouting:
-    """What ``--routing`` says. Raises FileNotFoundError or ValueError, one line."""
-    if text is None:
-        return checkpoint.routing
-    if text.partition(":")[0] == AUTO:
-        check_dense(checkpoint.routing, checkpoint.config.name)
-        return AutoRouting.parse(text, checkpoint.routing.window)
-    return RoutingSpec.from_file(Path(text))
+    info = reader.info
+    upscaler = fit(upscaler, info.frames, info.height, info.width, device_budget(upscaler.model.project.weight.device))
+    return estimate(upscaler, info, job.target, job.writer.codec, job.keep.segment_frames)
 
 
 def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
@@ -188,19 +173,6 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     reader.check_progressive()
     device = choose_device(job.device)
     dtype = choose_dtype(job.dtype, device)
-    checkpoint = load_checkpoint(resolve(job.model), device, dtype)
-    if not job.allow_untrained:
-        checkpoint.check_trained()
-    if job.decoder is not None:
-        decoder = load_decoder(job.decoder, device, dtype)
-        decoder.fold()
-        checkpoint.model.attach_decoder(decoder)
-    routing = read_routing(job.routing, checkpoint)
-    checkpoint.model.dit.attention = backend_for(job.attention, device)
-    upscaler = Upscaler(checkpoint.model, routing, job.settings)
-    if isinstance(checkpoint.config.decoder, WanDecoderConfig) and isinstance(routing, RoutingSpec):
-        checkpoint.model.dit.fold(routing, upscaler.fidelity)
-    if job.compile:
-        fuse_model(checkpoint.model, dynamic=None)
-    info = reader.info
-    return reader, fit(upscaler, info.frames, info.height, info.width, device_budget(device))
+    checkpoint = load_with_decoder(resolve(job.model), job.decoder, device, dtype, job.allow_untrained)
+    routing = routing_of(routing_text(job.routing), checkpoint)
+    return reader, ready(checkpoint, routing, job.settings, job.attention, job.compile)

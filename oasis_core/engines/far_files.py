@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock
@@ -22,8 +23,8 @@ from ..video_io.reader import image_sequence
 
 BLOCK = 16 << 20
 """Bytes that travel at a time."""
-MODEL = "model"
-"""Key of the checkpoint among the files that a server gives out; inputs have their numbers."""
+MODEL, DECODER = "model", "decoder"
+"""Keys of the checkpoint and its decoder among the files that a server gives out; inputs have their numbers."""
 
 
 class FileServer:
@@ -39,6 +40,26 @@ class FileServer:
     def read(self, key: str, number: int, offset: int) -> bytes:
         """A block of a file; empty behind its end. Raises OSError, KeyError, IndexError."""
         return read_block(self._files[key][number], offset)
+
+
+def files_to_serve(inputs: Sequence[Path], model: Path, decoder: Path | None) -> dict[str, Sequence[Path]]:
+    """By key. Raises FileNotFoundError where model or decoder is missing, ValueError as ``files_of``."""
+    files: dict[str, Sequence[Path]] = {str(number): files_of(path) for number, path in enumerate(inputs)}
+    files[MODEL] = [model]
+    if decoder is not None:
+        files[DECODER] = [decoder]
+    for key in (MODEL, DECODER):
+        if key in files and not files[key][0].is_file():
+            raise FileNotFoundError(f"{key} file not found: {files[key][0]}")
+    return files
+
+
+def serve(ray: ModuleType, files: Mapping[str, Sequence[Path]]) -> Any:
+    """Handle of a ``FileServer`` on this machine."""
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(FileServer).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(files)
 
 
 def files_of(source: Path) -> list[Path]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs.begin_and_end import check_input, join, open_video_job, output_size, told_what_is_kept, what_is_asked
+from ..jobs.fit import planned
 from ..jobs.manifest import SegmentRecord
 from ..jobs.scan import Scan, SegmentTask
 from ..jobs.segment_files import segment_name
 from ..jobs.shrink import smaller, told, with_plan
 from ..memory import working_memory
 from ..pipeline import Upscaler
+from ..routing.auto import ShotRoutings
+from ..routing.spec import RoutingSpec
 from ..video_io import WriterSettings
 from ..video_job import Done, JobSettings
 from .far_files import Shared
@@ -50,6 +53,7 @@ class Film:
         job: JobSettings,
         facts: WorkerFacts,
         plans: Iterable[Plan],
+        budget: int | None,
         files: tuple[str, str, Any, bool],
     ) -> None:
         """
@@ -57,12 +61,14 @@ class Film:
             upscaler: as asked for; its model is not run.
             facts: of any worker: all have the same model and number format.
             plans: what workers have found to work where more did not.
+            budget: of the smallest worker, as ``jobs.fit.fit`` takes it.
             files: ``Shared``'s key, text, server and never.
 
         Raises:
             ValueError, OSError: as ``upscale_video`` does before its first frame.
         """
         self.request, self.writer, self._job = request, writer, job
+        upscaler = upscaler.restarting(job.segment_frames)
         self.reader = request.source.open()
         self.size = output_size(self.reader, upscaler)
         asked = what_is_asked(self.reader, upscaler, writer, facts.model, job.segment_frames)
@@ -71,7 +77,13 @@ class Film:
         if not manifest.finished and manifest.chunk_frames is None and (least := min(plans, key=_size, default=None)):
             self.folder.update(replace(manifest, chunk_frames=least[0], tile=least[1]))
             log.warning("starting with %s", told(with_plan(upscaler, *least).settings))
-        self.upscaler = with_plan(upscaler, self.folder.manifest.chunk_frames, self.folder.manifest.tile)
+        own = upscaler.routing
+        self._routings = ShotRoutings(own.auto) if isinstance(own, ShotRoutings) else None
+        if self._routings is not None:
+            self._routings.keep_in(manifest.routings, self.folder.decide)
+        self.upscaler, manifest = planned(upscaler, self.folder.manifest, self.reader.info, budget)
+        if manifest != self.folder.manifest:
+            self.folder.update(manifest)
         key, text, server, never = files
         probe = self.folder.path / f"segment_probe_{text}.txt"  # goes with the folder
         probe.write_text(text, encoding="utf-8")
@@ -98,7 +110,27 @@ class Film:
 
     def scan(self) -> Scan:
         """Of what is missing. The reader is the scan's until it ends."""
-        return Scan(self.reader, self.upscaler, self.folder.manifest, self._job.segment_frames)
+        upscaler, config = self.upscaler, self.upscaler.model.config
+        if self._routings is not None:  # where frames are read from: of segments that know their routing
+            fixed = self._routings.auto.dense(config.depth, config.heads)
+            upscaler = Upscaler(upscaler.model, fixed, upscaler.settings)
+        return Scan(self.reader, upscaler, self.folder.manifest, self._job.segment_frames)
+
+    def undecided(self, shot: int) -> bool:
+        """Whether the routing of the shot that begins with that frame is to be decided yet."""
+        return self._routings is not None and self._routings.of(shot) is None
+
+    def decide(self, decided: Mapping[int, RoutingSpec]) -> bool:
+        """Keep what a worker has decided of shots that are undecided. False where it decided otherwise than what is kept.
+
+        Raises OSError.
+        """
+        if self._routings is None:
+            return True
+        for shot, routing in decided.items():
+            if self._routings.of(shot) is None:
+                self._routings.decide(shot, routing)
+        return all(self._routings.of(shot) == routing for shot, routing in decided.items())
 
     def check(self) -> None:
         """Raises OSError where the input is not what it was."""
@@ -115,8 +147,9 @@ class Film:
         """For an attempt; ``run`` makes its file's name another than those of earlier runs."""
         file = self.folder.path / f"{segment_name(task.start.frame)}-{run}{attempt}"
         manifest = self.folder.manifest
-        plan = manifest.chunk_frames, manifest.tile
-        return Order(attempt, self.request.source, task, file, self.writer, *plan, less, self._shared)
+        plan = manifest.chunk_frames, manifest.tile, manifest.decode_plan
+        known = {} if self._routings is None else self._routings.within(task.start.shot, task.stop)
+        return Order(attempt, self.request.source, task, file, self.writer, *plan, less, self._shared, known)
 
     def accept(self, record: SegmentRecord) -> None:
         """Keep a finished segment. Raises OSError."""
@@ -139,10 +172,11 @@ class Film:
 def sized_for(upscaler: Upscaler, height: int, width: int, memories: Iterable[int | None]) -> Plan | None:
     """The plan that the smallest of unequal devices has memory for; None: as asked, also where all devices are alike.
 
-    Like devices find out by themselves what fits, as a single one does. ``memories``: free MiB; None: not told.
+    Like devices find out by themselves what fits, as a single one does, and full-size models are planned anyway
+    (``jobs.fit``). ``memories``: free MiB; None: not told.
     """
     known = [m for m in memories if m is not None]
-    if not known or min(known) * 1.1 > max(known):
+    if upscaler.remembers or not known or min(known) * 1.1 > max(known):
         return None
     found = upscaler
     while working_memory(found, found.settings.chunk_frames, height, width) > SHARE * min(known) * MIB:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..routing.spec import RoutingSpec
 from .cluster import Room
 from .far_files import bring
 from .schedule import Attempt
-from .worker import Order, Outcome, SegmentWorker, WorkerFacts, WorkerSettings
+from .worker import Advance, Order, Outcome, SegmentWorker, WorkerFacts, WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Slot:
     """Ref of its progress."""
     done: float = 0.0
     """Frames of the attempt so far."""
+    decided: Mapping[int, RoutingSpec] = field(default_factory=dict)
+    """``Advance.decided`` of the attempt."""
     deaths: int = 0
 
     @property
@@ -103,11 +106,11 @@ class Pool:
     def _facts(self, slot: Slot) -> WorkerFacts:
         try:
             facts: WorkerFacts = self._ray.get(slot.hello)
+        except self._ray.exceptions.RayTaskError as e:
+            if isinstance(e.cause, (ValueError, OSError, ModuleNotFoundError, MemoryError)):
+                raise e.cause from None
+            raise OSError(f"worker {slot.number} cannot be started ({_last_line(e.cause)})") from None
         except self._ray.exceptions.RayActorError as e:
-            cause = getattr(e, "cause", None)
-            cause = getattr(cause, "cause", cause)
-            if isinstance(cause, (ValueError, OSError, ModuleNotFoundError, MemoryError)):
-                raise cause from None
             raise OSError(f"worker {slot.number} cannot be started ({_last_line(e)})") from None
         return facts
 
@@ -128,7 +131,7 @@ class Pool:
 
     def begin(self, slot: Slot, attempt: Attempt, order: Order, name: str) -> None:
         """Have an idle worker make a segment; the dashboard shows ``name``."""
-        slot.attempt, slot.done = attempt, 0.0
+        slot.attempt, slot.done, slot.decided = attempt, 0.0, {}
         slot.task = slot.actor.make.options(name=name).remote(order)
 
     def stop(self, attempt: Attempt) -> None:
@@ -184,10 +187,11 @@ class Pool:
                 if not ready:
                     continue
                 try:
-                    number, done = self._ray.get(slot.asked)
+                    advance: Advance = self._ray.get(slot.asked)
                 except self._ray.exceptions.RayError:
                     continue  # its death comes with the attempt
-                slot.done = done if number == slot.attempt.number else 0.0
+                own = advance.attempt == slot.attempt.number
+                slot.done, slot.decided = (advance.frames, advance.decided) if own else (0.0, {})
             slot.asked = slot.actor.progress.remote()
 
     def close(self) -> None:

@@ -10,21 +10,22 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ..checkpoints import load_checkpoint, resolve
+from ..checkpoints import resolve
 from ..device import DTYPES
 from ..jobs.fingerprint import hash_file
 from ..jobs.scan import SegmentTask
 from ..pipeline import Poll, Upscaler
 from ..progress import Progress
-from ..routing.spec import RoutingSpec
+from ..ready import load_with_decoder, routing_of
 from ..video_io import WriterSettings
 from ..video_job import Done, JobSettings
 from .cluster import connected, room
-from .far_files import MODEL, FileServer, files_of
+from .deciding import held
+from .far_files import files_to_serve, serve
 from .film import Film, FilmRequest, sized_for
 from .pool import Event, Pool, Slot
 from .scanning import ScanEnd, Scanning
@@ -99,33 +100,24 @@ def upscale_on_ray(
         worker: what the actors run.
 
     Raises:
-        ModuleNotFoundError: no Ray. ValueError, OSError: no such Ray, a model that cannot be loaded, workers that differ,
-            none left; one line each.
+        ModuleNotFoundError: no Ray. ValueError, OSError: a missing file, no such Ray, a model that cannot be loaded, workers
+            that differ, none left; one line each.
     """
+    # A decoder with a memory begins anew where segments may.
+    settings = replace(settings, settings=replace(settings.settings, restart_frames=job.segment_frames))
+    decoder = None if settings.decoder is None else Path(settings.decoder)
+    files = files_to_serve([request.source.path for request in requests], resolve(settings.model), decoder)
     with connected(ray_settings.address, ray_settings.workers) as ray:
         place = room(ray.cluster_resources(), ray_settings.workers, settings.device)
         text, server = secrets.token_hex(8), None
         if not (ray_settings.address or "").startswith("ray://"):  # such a driver is on none of the cluster's machines
-            server = serve(ray, requests, settings)
+            server = serve(ray, files)
         pool = Pool(ray, settings, place, server, text, worker)
         try:
-            files = text, server, ray_settings.streamed
-            return _Run(pool, settings, writer, job, on_progress, watch, poll, files).run(requests)
+            shared = text, server, ray_settings.streamed
+            return _Run(pool, settings, writer, job, on_progress, watch, poll, shared).run(requests)
         finally:
             pool.close()
-
-
-def serve(ray: ModuleType, requests: Sequence[FilmRequest], settings: WorkerSettings) -> Any:
-    """A ``FileServer`` on this machine with all inputs and the model. Raises FileNotFoundError where that is missing."""
-    model = resolve(settings.model)
-    if not model.is_file():
-        raise FileNotFoundError(f"model file not found: {model}")
-    files = {str(number): files_of(request.source.path) for number, request in enumerate(requests)}
-    files[MODEL] = [model]
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    return ray.remote(FileServer).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote(files)
 
 
 class _Run:
@@ -147,15 +139,18 @@ class _Run:
         self._files = files
         self._coming: dict[Attempt, tuple[Future[None], Outcome]] = {}
         """Segments on their way from workers that do not see the job's folder."""
+        self._held: set[Key] = set()
+        """Segments that wait for their shot's routing."""
         self._beaten: set[Attempt] = set()
         """Attempts that were told to end, since another made their segment."""
 
     def run(self, requests: Sequence[FilmRequest]) -> list[Result]:
         facts = self.pool.greet(self.poll)
         log.info("%d workers: %s", len(facts), ", ".join(sorted({f"{f.host} {f.device}" for f in facts})))
-        checkpoint = load_checkpoint(resolve(self.settings.model), "cpu", DTYPES[facts[0].dtype])
-        given = self.settings.routing
-        routing = checkpoint.routing if given is None else RoutingSpec.from_json(given)
+        decoder = None if self.settings.decoder is None else Path(self.settings.decoder)
+        model = resolve(self.settings.model)
+        checkpoint = load_with_decoder(model, decoder, "cpu", DTYPES[facts[0].dtype], self.settings.allow_untrained)
+        routing = routing_of(self.settings.routing, checkpoint)
         upscaler = Upscaler(checkpoint.model, routing, self.settings.settings)
         scanning = Scanning(len(self.pool.slots) * 2)
         try:
@@ -165,6 +160,7 @@ class _Run:
                 while not (self.schedule.over and len(self.results) == len(requests)):
                     self.poll()
                     self._take(scanning)
+                    self._learn()
                     self._give()
                     for event in self._events():
                         self._happened(event, fetcher)
@@ -189,13 +185,15 @@ class _Run:
 
     def _open(self, requests: Sequence[FilmRequest], upscaler: Upscaler) -> None:
         facts = [slot.facts for slot in self.pool.slots if slot.facts is not None]
+        budget = min((f.budget for f in facts if f.budget is not None), default=None)
         for number, request in enumerate(requests):
             try:
                 info = request.source.open().info
                 plans = [plan for plan in self.pool.ask("recalled", info.height, info.width) if plan is not None]
                 sized = sized_for(upscaler, info.height, info.width, [f.memory for f in facts])
                 plans += [] if sized is None else [sized]
-                film = Film(request, upscaler, self.writer, self.job, facts[0], plans, (str(number), *self._files))
+                files = str(number), *self._files
+                film = Film(request, upscaler, self.writer, self.job, facts[0], plans, budget, files)
             except (OSError, ValueError) as e:
                 if len(requests) == 1:
                     raise
@@ -205,7 +203,8 @@ class _Run:
 
     def _take(self, scanning: Scanning) -> None:
         """What the scan has found since."""
-        for number, found in scanning.take(self.schedule.waiting < 2 * len(self.pool.slots)):
+        ready = len(self.schedule.waiting) - len(self._held)
+        for number, found in scanning.take(ready < 2 * len(self.pool.slots)):
             film = self.films[number]
             if isinstance(found, BaseException):
                 film.failed.append(_line(found))
@@ -223,11 +222,18 @@ class _Run:
 
     def _give(self) -> None:
         now, others = time.monotonic(), len(self.pool.slots) > 1
+        self._held = held(self.schedule, self.tasks, self.films, now)
         for slot in self.pool.slots:
-            if slot.idle and (attempt := self.schedule.give(slot.number, now, others)) is not None:
+            if slot.idle and (attempt := self.schedule.give(slot.number, now, others, self._held)) is not None:
                 film, task = self.films[attempt.key[0]], self.tasks[attempt.key]
                 order = film.order(task, attempt.number, self.name, attempt.smaller)
                 self.pool.begin(slot, attempt, order, f"{film.name}: {task}")
+
+    def _learn(self) -> None:
+        """What running attempts have decided of shots' routings: others may wait for it."""
+        for slot in self.pool.slots:
+            if slot.attempt is not None and slot.attempt.key in self.schedule.open and slot.decided:
+                self.films[slot.attempt.key[0]].decide(slot.decided)
 
     def _events(self) -> list[Event]:
         if any(slot.attempt is not None or slot.facts is None for slot in self.pool.slots):
@@ -240,6 +246,10 @@ class _Run:
     def _happened(self, event: Event, fetcher: Executor) -> None:
         attempt, outcome = event.attempt, event.outcome
         film, task = self.films[attempt.key[0]], self.tasks[attempt.key]
+        if outcome is not None and attempt.key in self.schedule.open:
+            same = film.decide(outcome.decided)
+            if outcome.record is not None and not same:
+                outcome = Outcome(None, Failure.ERROR, "it decided a shot's routing otherwise than another worker")
         if outcome is not None and outcome.record is not None:
             if outcome.here:
                 self._keep(film, attempt, outcome)

@@ -6,7 +6,7 @@ The simulator (``benchmarks/scale_sim.py``) runs this same code.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from statistics import median
@@ -90,9 +90,9 @@ class Schedule:
         return self._segments.keys()
 
     @property
-    def waiting(self) -> int:
+    def waiting(self) -> Sequence[Key]:
         """Segments that no worker has."""
-        return len(self._waiting)
+        return self._waiting
 
     @property
     def running(self) -> tuple[Attempt, ...]:
@@ -102,17 +102,23 @@ class Schedule:
         """Seconds that a worker usually takes for a frame; None before the first segment is done."""
         return median(self._paces) if self._paces else None
 
-    def give(self, worker: int, now: float, others: bool) -> Attempt | None:
+    def began(self, key: Key) -> float | None:
+        """When the oldest attempt at a segment began that runs; None: none does."""
+        return min((began for attempt, began in self._running.items() if attempt.key == key), default=None)
+
+    def give(self, worker: int, now: float, others: bool, held: Set[Key] = frozenset()) -> Attempt | None:
         """What an idle worker shall do; None: nothing yet.
 
-        ``others``: whether there are other workers, so that one on which a segment has raised can leave it to them.
+        Args:
+            others: whether there are other workers, so that one on which a segment has raised can leave it to them.
+            held: segments that wait for something that an open one will tell.
         """
         for key in self._waiting:
-            if others and self._segments[key].last == worker:
+            if key in held or (others and self._segments[key].last == worker):
                 continue
             self._waiting.remove(key)
             return self._begin(key, worker, now)
-        if self._waiting or not self._closed:
+        if not self._closed or any(key not in held for key in self._waiting):
             return None
         late = [a for a, began in self._running.items() if self._is_late(a, now - began)]
         late = [a for a in late if self._segments[a.key].running == 1]

@@ -6,27 +6,30 @@ import errno
 import logging
 import socket
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 
-from ..attention.backends import backend_for
-from ..checkpoints import load_checkpoint, resolve
+from ..checkpoints import resolve
 from ..device import choose_device, choose_dtype
 from ..jobs.fingerprint import hash_model
+from ..jobs.fit import device_budget
 from ..jobs.manifest import SegmentRecord
 from ..jobs.one_segment import make_segment
 from ..jobs.remembered import free_memory_mib, recall, remember
 from ..jobs.scan import SegmentTask
 from ..jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
-from ..model.fuse import fuse_model
+from ..model.decoders import DecodePlan
 from ..pipeline import Upscaler, UpscaleSettings
+from ..ready import load_with_decoder, ready, routing_of
+from ..routing.auto import ShotRoutings
 from ..routing.spec import RoutingSpec
 from ..video_io import Deinterlace, VideoReader, WriterSettings
-from .far_files import MODEL, FarFiles, Shared, fetch
+from .far_files import DECODER, MODEL, FarFiles, Shared, fetch
 from .schedule import Failure
 
 log = logging.getLogger(__name__)
@@ -42,12 +45,17 @@ class WorkerSettings:
     model: str
     """Checkpoint file or embedded model."""
     routing: str | None
-    """JSON; None: the checkpoint's."""
+    """As ``ready.routing_of`` takes it."""
     settings: UpscaleSettings
     device: str
     dtype: str
     attention: str
     compile: bool
+    decoder: str | None = None
+    """File of a full-size model's decoder."""
+    allow_untrained: bool = False
+    fold: bool = True
+    """As ``ready.ready`` takes it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class WorkerFacts:
     """libavcodec's version."""
     memory: int | None
     """Free on the device when the model was loaded, MiB; None where that is not told."""
+    budget: int | None = None
+    """``jobs.fit.device_budget`` beside the model."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,12 @@ class Order:
     chunk_frames: int | None
     """The job's plan, as in ``Manifest``."""
     tile: int | None
+    decode: DecodePlan | None
     smaller: int
     """Times that this segment's plan is made smaller than that."""
     shared: Shared
+    routings: Mapping[int, RoutingSpec] = field(default_factory=dict)
+    """What is decided already of the segment's shots, by their first frames."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,19 @@ class Outcome:
     """The smaller plan that made it, in words; empty: the job's own."""
     here: bool = True
     """Whether the file is where the order wanted it; False: it waits at the worker."""
+    decided: Mapping[int, RoutingSpec] = field(default_factory=dict)
+    """What this attempt has decided of shots' routings, by their first frames."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far a worker is."""
+
+    attempt: int
+    frames: float
+    """Of the attempt's."""
+    decided: Mapping[int, RoutingSpec]
+    """As in ``Outcome``, so far."""
 
 
 class Stopped(Exception):
@@ -124,34 +150,47 @@ class SegmentWorker:
     def __init__(self, settings: WorkerSettings, server: Any = None, text: str = "") -> None:
         """
         Args:
-            server: handle of the ``FileServer`` that has the model, where it is not found here; ``text``: as in ``Shared``.
+            server: handle of the ``FileServer`` that has model and decoder, where they are not found here; ``text``: as in
+                ``Shared``.
 
-        Raises:
-            ValueError, OSError: model, device or number format cannot be had.
+        What cannot be had is told by ``facts``: Ray keeps an error of a constructor in words of its own.
         """
+        self._lock = threading.Lock()
+        self._now, self._done, self._stopped = 0, 0.0, 0
+        self._decided: dict[int, RoutingSpec] = {}
+        self._reader: tuple[Source, VideoReader] | None = None
+        self._far = FarFiles()
+        self._refusal: Exception | None = None
+        try:
+            self._load(settings, server, text)
+        except (ValueError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as e:
+            self._refusal = e
+
+    def _load(self, settings: WorkerSettings, server: Any, text: str) -> None:
         device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, device)
-        model = resolve(settings.model)
+        model, decoder = resolve(settings.model), None if settings.decoder is None else Path(settings.decoder)
         if not model.is_file() and server is not None:
             model = fetch(server, MODEL, model, text)
-        checkpoint = load_checkpoint(model, device, dtype)
-        routing = checkpoint.routing if settings.routing is None else RoutingSpec.from_json(settings.routing)
-        checkpoint.model.dit.attention = backend_for(settings.attention, device)
-        if settings.compile:
-            fuse_model(checkpoint.model, dynamic=None)
-        self._upscaler = Upscaler(checkpoint.model, routing, settings.settings)
+        if decoder is not None and not decoder.is_file() and server is not None:
+            decoder = fetch(server, DECODER, decoder, text)
+        checkpoint = load_with_decoder(model, decoder, device, dtype, settings.allow_untrained)
+        routing = routing_of(settings.routing, checkpoint)
+        self._upscaler = ready(
+            checkpoint, routing, settings.settings, settings.attention, settings.compile, settings.fold
+        )
         name = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(dtype).removeprefix("torch.")]
         encoder = ".".join(map(str, av.library_versions["libavcodec"]))
         self._free = free_memory_mib(self._upscaler)
         self._facts = WorkerFacts(
-            socket.gethostname(), str(device), name, hash_model(checkpoint.model), encoder, self._free
-        )
-        self._lock = threading.Lock()
-        self._now, self._done, self._stopped = 0, 0.0, 0
-        self._reader: tuple[Source, VideoReader] | None = None
-        self._far = FarFiles()
+            socket.gethostname(), str(device), name, hash_model(checkpoint.model), encoder, self._free,
+            device_budget(device),
+        )  # fmt: skip
 
     def facts(self) -> WorkerFacts:
+        """Raises ValueError or OSError where model, device or number format cannot be had; one line."""
+        if self._refusal is not None:
+            raise self._refusal
         return self._facts
 
     def files(self, question: str, *values: Any) -> Any:
@@ -163,10 +202,10 @@ class SegmentWorker:
         found = recall(self._upscaler, height, width)
         return None if found is None else (found.settings.chunk_frames, found.settings.tile)
 
-    def progress(self) -> tuple[int, float]:
-        """Number of the present attempt, and its frames so far."""
+    def progress(self) -> Advance:
+        """Of the present attempt."""
         with self._lock:
-            return self._now, self._done
+            return Advance(self._now, self._done, dict(self._decided))
 
     def stop(self, attempt: int) -> None:
         """End an attempt, if it is the present one."""
@@ -176,7 +215,10 @@ class SegmentWorker:
     def make(self, order: Order) -> Outcome:
         """One segment. Errors come back as an outcome: none of them ends the worker."""
         with self._lock:
-            self._now, self._done = order.attempt, 0.0
+            self._now, self._done, self._decided = order.attempt, 0.0, {}
+        return replace(self._tried(order), decided=self._decided)
+
+    def _tried(self, order: Order) -> Outcome:
         try:
             return self._make(order)
         except Stopped:
@@ -196,13 +238,28 @@ class SegmentWorker:
         source, file, here = self._far.places(order.source.path, order.file, order.shared)
         reader = self._open(replace(order.source, path=source))
         height, width = reader.info.height, reader.info.width
-        upscaler = with_plan(self._upscaler, order.chunk_frames, order.tile)
+        upscaler = with_plan(self._for_order(order), order.chunk_frames, order.tile)
         for _ in range(order.smaller):
             upscaler = shrunk(upscaler, height, width)
         record = make_segment(reader, upscaler, order.task, file, order.writer, self._advance, self._poll)
         if order.smaller:
             remember(self._upscaler, upscaler, height, width, self._free)
         return Outcome(record, plan=told(upscaler.settings) if order.smaller else "", here=here)
+
+    def _for_order(self, order: Order) -> Upscaler:
+        """With what is decided already, and the decoder's plan of the job."""
+        own = self._upscaler
+        if own.remembers:
+            own.model.decoder.plan = order.decode or DecodePlan()  # type: ignore[assignment]
+        if not isinstance(own.routing, ShotRoutings):
+            return own
+        routings = ShotRoutings(own.routing.auto)
+        routings.keep_in(order.routings, self._keep)
+        return Upscaler(own.model, routings, own.settings)
+
+    def _keep(self, shot: int, routing: RoutingSpec) -> None:
+        with self._lock:
+            self._decided[shot] = routing
 
     def _open(self, source: Source) -> VideoReader:
         if self._reader is None or self._reader[0] != source:

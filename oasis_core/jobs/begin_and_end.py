@@ -116,6 +116,11 @@ def _tell_depth(reader: VideoReader, writer: WriterSettings) -> None:
     depth = writer.depth_for(reader.info.bit_depth)
     if depth == 8 and reader.info.color.transfer in (PQ, HLG):
         log.warning("HDR in 8 bits shows bands: leave out --depth, or choose a codec of 10 bits")
+    if reader.info.hdr10 is not None and not reader.info.hdr10.parameters(writer.codec):
+        log.info(
+            "%s does not keep the input's HDR10 metadata (mastering display, light levels): h265 and av1 do",
+            writer.codec,
+        )
     if depth > 8 and writer.codec == "h264":
         log.info(
             "the input has %d bits, so this is 10-bit H.264: more devices play --codec h265", reader.info.bit_depth

@@ -50,17 +50,19 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
     weights = sum(p.numel() * p.element_size() for p in upscaler.model.parameters())
     segments, disk = "as many as the input has parts of that length", "unknown, as the input does not tell its length"
     if info.frames:
-        count = len(plan_segments(info.frames, (), upscaler.chunk, upscaler.chunk_overlap, group, segment_frames))
+        every = upscaler.restarting(segment_frames).restart_chunks
+        plan = upscaler.chunk, upscaler.chunk_overlap, group, segment_frames, every
+        count = len(plan_segments(info.frames, (), *plan))
         segments = f"{count} (more where there are cuts)" if upscaler.settings.scene_cuts else str(count)
         size = info.frames * geometry.out_h * geometry.out_w * BITS_PER_PIXEL[codec] / 8
         copies = 1 if codec == "png" else 2
         disk = f"about {_size(copies * size)} while it runs, {_size(size)} in the end ({codec}, give or take a factor of 3)"
-    plan = getattr(upscaler.model.decoder, "plan", None)
+    decoding = getattr(upscaler.model.decoder, "plan", None)
     return Estimate((
         ("output", f"{geometry.out_w}x{geometry.out_h}, {info.frames or 'an unknown number of'} frames"),
         ("chunk", f"{upscaler.settings.chunk_frames} frames, {upscaler.chunk_overlap} latent frames shared{less}"),
         ("tile", told),
-        *((("decoder", told_plan(plan)),) if plan is not None else ()),
+        *((("decoder", told_plan(decoding)),) if decoding is not None else ()),
         ("segments", f"{segments}, of {segment_frames} frames"),
         ("memory", f"about {_size(memory + weights)} on the device, {_size(weights)} of it weights"),
         ("disk", disk),

@@ -1,14 +1,21 @@
-"""Chunk and decoder tiles for the memory that is there: full-size models only, whose decoder remembers."""
+"""Chunk and decoder tiles for the memory that is there: full-size models only, whose decoder remembers.
+
+A job's are chosen when it begins, and kept in its manifest: for all of its workers, and for when it goes on.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 
 from ..memory import working_memory
 from ..model.decoders import DecodePlan, TaehvDecoder, WanDecoder
 from ..pipeline import Upscaler
+from ..video_io import VideoInfo
+from .manifest import Manifest
+from .shrink import told as told_chunk
 from .shrink import with_plan
 
 log = logging.getLogger(__name__)
@@ -70,6 +77,33 @@ def fit(upscaler: Upscaler, frames: int | None, height: int, width: int, budget:
             )  # fmt: skip
             return tried
         chunk = max(LEAST_CHUNK, chunk // 2)
+
+
+def planned(upscaler: Upscaler, manifest: Manifest, info: VideoInfo, budget: int | None) -> tuple[Upscaler, Manifest]:
+    """With the plan of a job: the manifest's where it has one, else one that fits; and the manifest with it.
+
+    The chunk of a job that has finished segments stays what it is. The decoder's plan is put into the decoder.
+
+    Args:
+        budget: as for ``fit``; of several workers the smallest one's.
+    """
+    upscaler = with_plan(upscaler, manifest.chunk_frames, manifest.tile)
+    decoder, known = upscaler.model.decoder, manifest.decode_plan
+    if not isinstance(decoder, WanDecoder | TaehvDecoder):
+        return upscaler, manifest
+    if known is not None:
+        decoder.plan = known
+        need = working_memory(upscaler, info.frames or upscaler.settings.chunk_frames, info.height, info.width)
+        if budget is None or need <= RESERVE * budget:
+            return upscaler, manifest
+    if budget is None:
+        return upscaler, manifest
+    fitted = fit(upscaler, info.frames, info.height, info.width, budget)
+    if fitted.settings.chunk_frames != upscaler.settings.chunk_frames and not manifest.finished:
+        log.info("%s: what %.1f GiB beside the weights allow", told_chunk(fitted.settings), budget / 2**30)
+        upscaler = fitted
+        manifest = replace(manifest, chunk_frames=fitted.settings.chunk_frames, tile=fitted.settings.tile)
+    return upscaler, replace(manifest, decoder=decoder.plan.to_text())
 
 
 def told(plan: DecodePlan) -> str:

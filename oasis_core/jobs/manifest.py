@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..model.decoders import DecodePlan
 from ..plan import Position
 from ..routing.spec import RoutingSpec
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file; another one is refused."""
 
 Asked = dict[str, "str | int | float | bool | None"]
@@ -78,6 +79,8 @@ class Manifest:
     """Smaller than what was asked for, since memory ran out; None: as asked."""
     tile: int | None = None
     """Likewise."""
+    decoder: str | None = None
+    """``DecodePlan.to_text`` that the memory was planned for; None: as the decoder comes."""
     complete: bool = False
     """All segments are there."""
     joining: bool = False
@@ -97,6 +100,11 @@ class Manifest:
     def routings(self) -> dict[int, RoutingSpec]:
         """``decided``, read. Raises ValueError where it is no such thing."""
         return {int(shot): RoutingSpec.from_json(text) for shot, text in self.decided.items()}
+
+    @property
+    def decode_plan(self) -> DecodePlan | None:
+        """``decoder``, read. Raises ValueError where it is no such thing."""
+        return None if self.decoder is None else DecodePlan.of_text(self.decoder)
 
     @property
     def position(self) -> Position:
@@ -167,6 +175,7 @@ class Manifest:
         _check_order(records, later)
         manifest = cls(**{**data, "segments": records, "ahead": later})
         manifest.routings  # noqa: B018 - raises where one cannot be read
+        manifest.decode_plan  # noqa: B018 - likewise
         return manifest
 
 

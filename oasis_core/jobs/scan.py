@@ -37,6 +37,11 @@ class SegmentTask:
     def frames(self) -> int:
         return self.stop - self.start.frame
 
+    @property
+    def begins_inside(self) -> bool:
+        """Whether its first frame is not the first of a shot."""
+        return self.start.frame > self.start.shot
+
     def __str__(self) -> str:
         return f"frames {self.start.frame} to {self.stop - 1}"
 
@@ -48,7 +53,8 @@ class Scan:
         length, problem, end, exact: as ``Manifest.with_length`` takes them.
 
     Args:
-        upscaler: its settings are the job's plan; the model is not run.
+        upscaler: its settings are the job's plan; the model is not run. Its routing is fixed: where that is decided as the
+            clip runs, it is known before a segment begins inside a shot.
         full: frames at which a segment ends as soon as it can.
     """
 
@@ -68,7 +74,7 @@ class Scan:
             return
         start = self._manifest.position
         up, factor = self._upscaler, self._upscaler.model.config.unshuffle[0]
-        finder = BorderFinder(start, up.chunk, up.chunk_overlap, factor, self._full)
+        finder = BorderFinder(start, up.chunk, up.chunk_overlap, factor, self._full, up.restart_chunks)
         begun = start
         self._shots = [start.shot]
         for number, cut in self._frames(start):

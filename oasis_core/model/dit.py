@@ -177,6 +177,7 @@ class DiT(nn.Module):
             observe(layer, q, k, grid)
         patterns = routing.layers[layer] if decide is None else decide(layer, q, k, grid)
         attended = routed_attention(q, k, v, grid, patterns, routing.window, self.attention)
+        del q, k, v
         return block.after(x, attended, modulation, self.context)
 
 

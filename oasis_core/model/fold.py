@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..routing.spec import HeadPattern, RoutingSpec
+from ..routing.spec import RoutingSpec, grouped_order
 from .layers import EPS, Block, CrossAttention, Head, apply_rope
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def fold(dit: DiT, routing: RoutingSpec, fidelity: float = 0.0) -> None:
     layers = []
     for layer, block in enumerate(dit.blocks):
         patterns = routing.layers[layer]
-        order = [n for pattern in HeadPattern for n, p in enumerate(patterns) if p is pattern]
+        order = list(grouped_order(patterns))
         layers.append(tuple(patterns[n] for n in order))
         dit.blocks[layer] = FoldedBlock(cast(Block, block), modulation, dit.context, order)
     dit.head = cast(Head, FoldedHead(dit.head, time))

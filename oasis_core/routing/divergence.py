@@ -2,11 +2,14 @@
 
 Localised attention is global attention restricted to a set S and renormalised, so
 KL(local || global) = -log(mass of global attention in S) = lse_global - lse_local. No L x L matrix is stored.
+
+All candidates share one matrix of scores, reduced frame by frame: the log-sum-exp of each whole frame, and of the part of it
+that a candidate sees. What remains are a few numbers for each query and frame; each candidate takes the frames that it sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,35 +21,105 @@ SCORES = {"cpu": 2**20}
 """Scores held at a time by type of device: 4 MiB in fp32 stay in a CPU's cache."""
 SCORES_ELSE = 2**24
 """On other devices: 64 MiB, little beside a forward pass."""
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class Localisation:
+    """Candidates and sampled queries of one grid: what does not change from layer to layer is made once."""
+
+    def __init__(self, grid: TokenGrid, extents: Sequence[Extent], queries: Tensor) -> None:
+        """``queries``: S indices into the grid's L tokens, on the device that q and k will be on."""
+        self._grid, self._queries = grid, queries
+        sizes, one_frame = (grid.t, grid.h, grid.w), TokenGrid(1, grid.h, grid.w)
+        frame, place = queries // grid.frame, queries % grid.frame
+        distance = (torch.arange(grid.t, device=queries.device) - frame[:, None]).abs()  # (S, t)
+        reaches = [e.reach(sizes) for e in extents]
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        """Of a frame: indices ``(S, K)`` of the tokens that a candidate sees, and whether it does not see them."""
+        which, known = [0], dict[tuple[int, int], int]()
+        everything = (grid.h - 1, grid.w - 1)
+        for extent, (_, h, w) in zip(extents, reaches, strict=True):
+            if (h, w) != everything and (h, w) not in known:
+                index, seen = box(one_frame, Extent(1, extent.h, extent.w), place)
+                self._parts.append((index, ~seen))
+                known[h, w] = len(self._parts)
+            which.append(known.get((h, w), 0))
+        self._which = torch.tensor(which, device=queries.device)
+        """Of global attention and each candidate: 0, all of a frame, or 1 + its part."""
+        beyond = [distance > t for t in (grid.t, *(t for t, _, _ in reaches))]
+        self._beyond = torch.stack(beyond)[:, None, None]
+        """Likewise the frames ``(1 + P, 1, 1, S, t)`` that it does not see."""
+
+    def kl(self, q: Tensor, k: Tensor) -> Tensor:
+        """KL(local || global) ``(P, B, S, N)`` in nats, fp32 (fp64 for fp64), at least 0 but for rounding.
+
+        q, k: ``(B, L, N, D)`` as the attention sees them.
+        """
+        b, _, n, _ = q.shape
+        grid, count = self._grid, len(self._queries)
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        # For each query and frame: all of the frame, then each part.
+        lse = torch.empty(1 + len(self._parts), b, n, count, grid.t, dtype=dtype, device=q.device)
+        budget = SCORES.get(q.device.type, SCORES_ELSE)
+        for some, heads, frames in _pieces(count, n, grid, budget):
+            seen = slice(frames.start * grid.frame, frames.stop * grid.frame)
+            parts = [(index[some], unseen[some]) for index, unseen in self._parts]
+            for i in range(b):
+                scores = _scores(q[i, self._queries[some], heads], k[i, seen, heads], dtype)  # (n, s, f * frame)
+                scores = scores.unflatten(-1, (-1, grid.frame))
+                lse[0, i, heads, some, frames] = _logsumexp(scores)
+                for p, part in enumerate(parts, 1):
+                    index, unseen = (x[None, :, None] for x in part)
+                    near = scores.gather(-1, index.expand(len(scores), -1, scores.shape[2], -1))
+                    lse[p, i, heads, some, frames] = _logsumexp(near.masked_fill_(unseen, float("-inf")))
+        every = _logsumexp(lse[self._which].masked_fill_(self._beyond, float("-inf")))  # (1 + P, B, N, S)
+        return (every[0] - every[1:]).transpose(2, 3)
 
 
 def localisation_kl(q: Tensor, k: Tensor, grid: TokenGrid, extents: Sequence[Extent], queries: Tensor) -> Tensor:
-    """KL(local || global) ``(P, B, S, N)`` in nats, fp32 (fp64 for fp64), at least 0 but for rounding.
+    """``Localisation.kl`` of one layer: ``(P, B, S, N)`` in nats."""
+    return Localisation(grid, extents, queries).kl(q, k)
 
-    Args:
-        q, k: ``(B, L, N, D)`` as the attention sees them.
-        extents: P candidates.
-        queries: S indices into L, on the device of q.
+
+def _pieces(queries: int, heads: int, grid: TokenGrid, most: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Queries, heads and frames whose scores are held together: at most ``most``, but at least one query with one frame.
+
+    All queries together if possible (a head's keys are then read once), then several frames, then heads.
     """
-    b, length, n, d = q.shape
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out = torch.empty(len(extents), b, len(queries), n, dtype=dtype, device=q.device)
-    budget = SCORES.get(q.device.type, SCORES_ELSE)
-    for first in range(0, len(queries), max(1, budget // length)):
-        part = slice(first, first + max(1, budget // length))
-        boxes = [box(grid, extent, queries[part]) for extent in extents]
-        heads = max(1, budget // (length * len(queries[part])))
-        for i in range(b):
-            for start in range(0, n, heads):
-                some = slice(start, start + heads)
-                query = q[i, queries[part], some].to(dtype).transpose(0, 1) * d**-0.5  # (heads, s, D)
-                scores = query @ k[i, :, some].to(dtype).permute(1, 2, 0)  # (heads, s, L)
-                whole = scores.logsumexp(-1)
-                for p, (index, seen) in enumerate(boxes):
-                    local = scores.gather(-1, index.expand(len(scores), -1, -1))
-                    lse = local.masked_fill_(~seen, float("-inf")).logsumexp(-1)
-                    out[p, i, part, some] = (whole - lse).transpose(0, 1)
-    return out
+    some = min(queries, max(1, most // grid.frame))
+    frames = min(grid.t, max(1, most // (grid.frame * some)))
+    together = min(heads, max(1, most // (grid.frame * some * frames)))
+    for s in range(0, queries, some):
+        for n in range(0, heads, together):
+            for t in range(0, grid.t, frames):
+                yield (
+                    slice(s, min(queries, s + some)),
+                    slice(n, min(heads, n + together)),
+                    slice(t, min(grid.t, t + frames)),
+                )
+
+
+def _scores(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
+    """q k / sqrt(D) ``(N, S, K)`` in ``dtype``, of q ``(S, N, D)`` and k ``(K, N, D)``."""
+    scale = q.shape[-1] ** -0.5
+    q, k = q.transpose(0, 1), k.transpose(0, 1)
+    if q.dtype in HALVES and _sums_halves_in_fp32(q.device):
+        return torch.bmm(q, k.mT, out_dtype=dtype).mul_(scale)
+    return torch.bmm(q.to(dtype) * scale, k.to(dtype).contiguous().mT)  # a copy, but the product takes half the time
+
+
+def _logsumexp(scores: Tensor) -> Tensor:
+    """Over the last axis, not all of it -inf.
+
+    The largest probability is 1 / sum(exp(x - max)), and softmax is one pass where torch's logsumexp is several: less than
+    half its time on a CPU.
+    """
+    return scores.amax(-1) - scores.softmax(-1).amax(-1).log()
+
+
+def _sums_halves_in_fp32(device: torch.device) -> bool:
+    """Whether ``torch.bmm`` gives fp32 for fp16 and bf16 there: CUDA since torch 2.8. Nothing is rounded, nothing copied."""
+    return device.type == "cuda" and torch.version.hip is None and "dtype" in torch.ops.aten.bmm.overloads()
 
 
 def box(grid: TokenGrid, extent: Extent, queries: Tensor) -> tuple[Tensor, Tensor]:

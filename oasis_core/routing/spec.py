@@ -50,6 +50,17 @@ def named(extent: Extent, window: tuple[int, int, int]) -> Pattern:
     return next((p for p in HeadPattern if extent_of(p, window) == extent), extent)
 
 
+def kinds_of(patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    """The patterns of a layer, each once, in the order in which they are worked on: presets first."""
+    own = sorted({p for p in patterns if isinstance(p, Extent)}, key=str)
+    return (*(p for p in HeadPattern if p in patterns), *own)
+
+
+def grouped_order(patterns: tuple[Pattern, ...]) -> tuple[int, ...]:
+    """The layer's heads, those of a pattern side by side."""
+    return tuple(n for kind in kinds_of(patterns) for n, p in enumerate(patterns) if p == kind)
+
+
 def pattern_text(pattern: Pattern) -> str:
     """``global``, ``intra-frame``, ``window``, or an extent such as ``3x7x7``."""
     return pattern.value if isinstance(pattern, HeadPattern) else str(pattern)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from ..patchify import replicate_first
 from ..routing.spec import HeadPattern, RoutingSpec
 from . import losses
 from .config import LossWeights, StageConfig, TrainConfig
+from .cuda_graph import as_graph
 from .discriminator import judge
 from .feed import Batch
 from .parallel import Group
@@ -72,7 +73,7 @@ class Trainer:
         self.restore = _RestoreClips(state.model, state.routing if stage.routed else everywhere)
         if self.device.type == "cuda" and not self.config.checkpoint_blocks:
             sample = upsample(batch.lr, batch.hr.shape[-1]), state.model.dit.timestep(0.0, self.device)
-            self.restore = _as_graph(self.restore, sample)
+            self.restore = as_graph(self.restore, sample)
 
     def step(self, batch: Batch, lr: float, offset: int) -> None:
         """One step; ``offset`` is its number inside the stage."""
@@ -237,9 +238,3 @@ class _RestoreClips(nn.Module):
 
     def forward(self, pixels: Tensor, timestep: Tensor) -> Tensor:
         return self.model(pixels, self.routing, timestep)
-
-
-def _as_graph(module: nn.Module, sample: tuple[Tensor, Tensor]) -> nn.Module:
-    """Forward and backward as CUDA graphs: thousands of small kernels then cost the host two launches."""
-    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-        return cast(nn.Module, torch.cuda.make_graphed_callables(module, tuple(x.clone() for x in sample)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 
 from .color_tags import UNSPECIFIED, ColorTags
+from .hdr import Hdr10, hdr10_of
 from .orientation import orientation
 from .planes import depth_of, is_yuv
 
@@ -53,6 +54,9 @@ class VideoInfo:
 
     duration: float | None = None
     """Seconds that the file says it lasts; None where it does not."""
+
+    hdr10: Hdr10 | None = None
+    """Static HDR metadata, where the first frame has some."""
 
     @property
     def about(self) -> int | None:
@@ -152,6 +156,7 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fra
         frame.format.name, depth_of(frame.format), tags, audio, mirrored, start,
         any(f.interlaced_frame for f in frames),
         duration=container.duration / av.time_base if container.duration else None,
+        hdr10=hdr10_of(frame),
     )  # fmt: skip
 
 

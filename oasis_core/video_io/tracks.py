@@ -47,6 +47,8 @@ class SourceTracks:
         self._bring_chapters()
         self._packets = self._read()
         self._held: av.Packet | None = None
+        self._last: dict[int, int] = {}
+        """Decoding time of each sound's last copied packet, in samples."""
 
     def _add_sound(self, stream: av.AudioStream) -> None:
         if stream.codec_context is None:
@@ -135,12 +137,27 @@ class SourceTracks:
 
     def _bring(self, packet: av.Packet) -> None:
         if packet.stream.index not in self._encoded:
+            self._set_apart(packet)
             packet.stream = self._targets[packet.stream.index]
             self._output.mux(packet)
         elif packet.stream.type == "audio":
             self._encode(packet)
         else:
             self._rewrite(packet)
+
+    def _set_apart(self, packet: av.Packet) -> None:
+        """Sound's stamps in samples, none as the one before: MP4 takes no two alike, and Matroska, whose unit is a millisecond,
+        has many where packets are shorter than that (PCM)."""
+        stream = packet.stream
+        if stream.type != "audio" or not stream.codec_context.sample_rate or packet.pts is None:
+            return
+        unit = Fraction(1, stream.codec_context.sample_rate)
+        stamps = packet.pts, packet.pts if packet.dts is None else packet.dts
+        pts, dts = (round(stamp * packet.time_base / unit) for stamp in stamps)
+        later = max(0, self._last.get(stream.index, dts - 1) + 1 - dts)
+        packet.duration = round((packet.duration or 0) * packet.time_base / unit)
+        packet.pts, packet.dts, packet.time_base = pts + later, dts + later, unit
+        self._last[stream.index] = packet.dts
 
     def _encode(self, packet: av.Packet) -> None:
         target = self._targets[packet.stream.index]

@@ -93,7 +93,8 @@ class VideoWriter:
         options = {"movflags": flags} if self.sums_durations else {}
         self._container = av.open(str(self.part), "w", options=options)
         self._container.metadata.update(self._notes)
-        stream = self._container.add_stream(self.codec.encoder, rate=self.source.rate, options=dict(self.codec.options))
+        settings = self._encoder_options()
+        stream = self._container.add_stream(self.codec.encoder, rate=self.source.rate, options=dict(settings))
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
         height, width = self.size
@@ -101,9 +102,7 @@ class VideoWriter:
         self._pix_fmt = context.pix_fmt = pixel_format(self.settings.codec, self.depth, width, height)
         context.time_base = self.source.time_base
         context.sample_aspect_ratio = self.source.sample_aspect
-        crf = self.settings.crf if self.settings.crf is not None else self.codec.crf
-        if crf is not None:
-            stream.options = {**dict(self.codec.options), "crf": str(crf)}
+        stream.options = dict(settings)
         self._rgb = av.VideoFormat(self._pix_fmt).is_rgb
         context.colorspace = RGB_MATRIX if self._rgb else self.tags.matrix
         context.color_range = FULL_RANGE if self._rgb or self.tags.full_range else LIMITED_RANGE
@@ -113,6 +112,13 @@ class VideoWriter:
         self._stream = stream
         if self._tracks_from is not None:
             self._tracks = SourceTracks(self._tracks_from, self._container, self.source.start)
+
+    def _encoder_options(self) -> dict[str, str]:
+        crf = self.settings.crf if self.settings.crf is not None else self.codec.crf
+        found = dict(self.codec.options) if crf is None else {**dict(self.codec.options), "crf": str(crf)}
+        for name, text in self.source.hdr10.parameters(self.settings.codec).items() if self.source.hdr10 else ():
+            found[name] = f"{found[name]}:{text}" if name in found else text
+        return found
 
     def write(self, frames: Tensor, pts: list[int]) -> None:
         """Add frames ``(n, H, W, 3)`` in [0, 1] with their time stamps in the source's time base."""
@@ -150,11 +156,11 @@ class VideoWriter:
         packet.stream = self._stream
         try:
             self._container.mux(packet)
+            if self._tracks is not None:
+                self._tracks.copy_until(float((pts - self.first_pts) * self.source.time_base))
         except av.FFmpegError as e:
             raise OSError(f"cannot write {self.path} ({e.strerror or e})") from None
         self.written, self._copied = self.written + 1, True
-        if self._tracks is not None:
-            self._tracks.copy_until(float((pts - self.first_pts) * self.source.time_base))
 
     def _frame(self, rgb: np.ndarray) -> av.VideoFrame:
         """In the encoder's pixel format."""

@@ -93,7 +93,7 @@ def test_ctrl_c_takes_the_job_back(client: Any, clip: Path, tmp_path: Path) -> N
         while "OasisUpscaleVideo: 1" not in seen:
             seen += process.stderr.read(1)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=SECONDS)
     finally:
         process.kill()
     assert process.returncode == 1

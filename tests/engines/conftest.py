@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +17,37 @@ import torch
 
 from oasis_core.checkpoints import save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
+from oasis_core.engines.cluster import LOOPBACK
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.routing import RoutingSpec
 
 FRAMES, CUT = 60, 23
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reach(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What Ray reads once in a process, before its first use: else it takes 127.0.0.1 for the machine's address in the network,
+    and asks for a token of each Ray's own. And a cache for the shared Ray's workers, which live longer than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        cache = {"OASIS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+        for name, value in {**LOOPBACK, **token, **cache}.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """Of a Ray with two cores on this machine, which all tests may join that do not start one of their own."""
+    child = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("shared_ray.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    assert child.stdout is not None
+    try:
+        yield child.stdout.readline().strip()
+    finally:
+        child.communicate("", timeout=60)
 
 
 @pytest.fixture(scope="session")

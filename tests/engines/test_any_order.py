@@ -141,10 +141,12 @@ def test_borders_come_to_light_as_they_are_planned() -> None:
     for _ in range(300):
         length, factor, size = generator.randint(1, 120), generator.choice([1, 4]), generator.randint(1, 6)
         cuts, full = set(generator.sample(range(1, 120), 5)), generator.randint(1, 30)
-        overlap = generator.randrange(size)
-        planned = plan_segments(length, cuts, size, overlap, factor, full)
+        overlap, every = generator.randrange(size), generator.choice([1, 1, 2, 3, None])
+        planned = plan_segments(length, cuts, size, overlap, factor, full, every)
+        if every is None:
+            assert all(s.start.frame == s.start.shot for s in planned)
         for first in generator.sample(planned, min(3, len(planned))):  # from the start of any segment
-            finder = BorderFinder(first.start, size, overlap, factor, full)
+            finder = BorderFinder(first.start, size, overlap, factor, full, every)
             told = [finder.add(number in cuts) for number in range(first.start.frame, length)]
             expected = [s.start for s in planned if s.start.frame > first.start.frame]
             assert [border for border in told if border is not None] == expected

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +34,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory, clip: Path, model: Path) -> 
 
 
 def on_ray(
-    clips: list[Path], out: Path, model: Path, worker: type[SegmentWorker] = SegmentWorker, resume: bool = False,
-    workers: int = 2, states: list[list[WorkerState]] | None = None, streamed: bool = False,
-    codec: str = "ffv1",
+    address: str, clips: list[Path], out: Path, model: Path, worker: type[SegmentWorker] = SegmentWorker,
+    resume: bool = False, states: list[list[WorkerState]] | None = None, streamed: bool = False, codec: str = "ffv1",
 ) -> list[Result]:  # fmt: skip
     """The command's options, with workers that may misbehave."""
     settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
     loaded = WorkerSettings(str(model), None, settings, "cpu", "auto", "auto", False)
     requests = [FilmRequest(Source(c), out if len(clips) == 1 else out / c.name) for c in clips]
     return upscale_on_ray(
-        requests, loaded, WriterSettings(codec), JobSettings(resume, 6), RaySettings(None, workers, streamed),
+        requests, loaded, WriterSettings(codec), JobSettings(resume, 6), RaySettings(address, 2, streamed),
         watch=None if states is None else lambda now: states.append(list(now)), worker=worker,
     )  # fmt: skip
-
-
-def ray_processes() -> set[int]:
-    """Numbers of Ray's processes (Linux)."""
-    found = set()
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (place / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if "ray::" in line or "site-packages/ray/" in line:
-            found.add(int(place.name))
-    return found
 
 
 @needs_ray
@@ -155,7 +136,9 @@ def marked(path: Path) -> bool:
 
 @needs_ray
 @pytest.mark.slow
-def test_a_killed_worker_s_segment_goes_to_another(tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
+def test_a_killed_worker_s_segment_goes_to_another(
+    address: str, tmp_path: Path, clip: Path, model: Path, whole: Path
+) -> None:
     mark, out = tmp_path / "killed", tmp_path / "out.mkv"
 
     class Mortal(SegmentWorker):
@@ -166,7 +149,7 @@ def test_a_killed_worker_s_segment_goes_to_another(tmp_path: Path, clip: Path, m
                 os.kill(os.getpid(), 9)
             return outcome
 
-    results = on_ray([clip], out, model, Mortal)
+    results = on_ray(address, [clip], out, model, Mortal)
     assert mark.exists()
     assert [r.error for r in results] == [None]
     assert content(out) == content(whole)
@@ -175,7 +158,7 @@ def test_a_killed_worker_s_segment_goes_to_another(tmp_path: Path, clip: Path, m
 @needs_ray
 @pytest.mark.slow
 def test_a_segment_that_kills_its_workers_is_given_up_and_the_rest_is_made(
-    tmp_path: Path, clip: Path, model: Path, whole: Path
+    address: str, tmp_path: Path, clip: Path, model: Path, whole: Path
 ) -> None:
     out = tmp_path / "out.mkv"
 
@@ -185,23 +168,27 @@ def test_a_segment_that_kills_its_workers_is_given_up_and_the_rest_is_made(
                 os.kill(os.getpid(), 9)
             return super().make(order)
 
-    [result] = on_ray([clip], out, model, Poisoned)
+    [result] = on_ray(address, [clip], out, model, Poisoned)
     assert result.error is not None
     assert "in.mkv: frames 8 to 15 (its worker died); 52 finished frames are kept" in result.error
     assert not out.exists()
-    assert on_ray([clip], out, model, resume=True)[0].error is None
+    assert on_ray(address, [clip], out, model, resume=True)[0].error is None
     assert content(out) == content(whole)
 
 
 @needs_ray
 @pytest.mark.slow
 def test_a_segment_that_raises_is_tried_smaller_then_told(
-    tmp_path: Path, clip: Path, model: Path, whole: Path, caplog: pytest.LogCaptureFixture
+    address: str, tmp_path: Path, clip: Path, model: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out, tries = tmp_path / "out.mkv", tmp_path / "tries"
     tries.mkdir()
 
     class Raising(SegmentWorker):
+        def __init__(self, *given: Any) -> None:
+            os.environ["OASIS_CACHE"] = str(tmp_path / "cache")  # what it remembers is not for other tests
+            super().__init__(*given)
+
         def _make(self, order: Order) -> Outcome:
             if order.task.start.frame == 8:
                 (tries / f"{order.attempt}-{order.smaller}").touch()
@@ -210,7 +197,7 @@ def test_a_segment_that_raises_is_tried_smaller_then_told(
                 raise RuntimeError("CUDA out of memory. Tried to allocate")
             return super()._make(order)
 
-    [result] = on_ray([clip], out, model, Raising)
+    [result] = on_ray(address, [clip], out, model, Raising)
     assert result.error is not None
     assert "in.mkv: frames 8 to 15 (RuntimeError: corrupt frames); 52 finished frames are kept" in result.error
     assert sorted(int(t.name.split("-")[1]) for t in tries.iterdir()) == [0, 0, 1]
@@ -229,7 +216,7 @@ def test_a_segment_that_raises_is_tried_smaller_then_told(
 
 @needs_ray
 @pytest.mark.slow
-def test_a_slow_worker_delays_nothing(tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
+def test_a_slow_worker_delays_nothing(address: str, tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
     mark, out, states = tmp_path / "slow", tmp_path / "out.mkv", list[list[WorkerState]]()
 
     class Slow(SegmentWorker):
@@ -244,7 +231,7 @@ def test_a_slow_worker_delays_nothing(tmp_path: Path, clip: Path, model: Path, w
             return super()._make(order)
 
     began = time.monotonic()
-    [result] = on_ray([clip], out, model, Slow, states=states)
+    [result] = on_ray(address, [clip], out, model, Slow, states=states)
     assert result.error is None
     assert time.monotonic() - began < 45  # the slow one's first segment alone takes 60 s
     assert content(out) == content(whole)
@@ -260,7 +247,7 @@ def test_a_slow_worker_delays_nothing(tmp_path: Path, clip: Path, model: Path, w
 
 @needs_ray
 @pytest.mark.slow
-def test_files_go_through_the_object_store(tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
+def test_files_go_through_the_object_store(address: str, tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
     """Workers that see neither input nor job folder; blocks so small that every file takes many."""
     far, seen, out = tmp_path / "far", tmp_path / "seen", tmp_path / "out.mkv"
     far.mkdir()
@@ -279,7 +266,7 @@ def test_files_go_through_the_object_store(tmp_path: Path, clip: Path, model: Pa
             (seen / str(source.path).replace("/", "_")).touch()
             return super()._open(source)
 
-    [result] = on_ray([clip], out, model, Far, streamed=True)
+    [result] = on_ray(address, [clip], out, model, Far, streamed=True)
     assert result.error is None
     assert content(out) == content(whole)
     assert len(list(seen.iterdir())) == 1  # one copy for both workers
@@ -290,7 +277,7 @@ def test_files_go_through_the_object_store(tmp_path: Path, clip: Path, model: Pa
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "frame_%05d.png"])
-def test_images_go_through_the_object_store(tmp_path: Path, clip: Path, model: Path, name: str) -> None:
+def test_images_go_through_the_object_store(address: str, tmp_path: Path, clip: Path, model: Path, name: str) -> None:
     """A folder or a pattern in, a folder out."""
     images, whole, out = tmp_path / "images", tmp_path / "whole", tmp_path / "out"
     assert main(["upscale", str(clip), str(images), *options(model, "png")]) == 0
@@ -305,7 +292,7 @@ def test_images_go_through_the_object_store(tmp_path: Path, clip: Path, model: P
             tempfile.tempdir = str(far)
             super().__init__(*given)
 
-    [result] = on_ray([images / name], out, model, Far, streamed=True, codec="png")
+    [result] = on_ray(address, [images / name], out, model, Far, streamed=True, codec="png")
     assert result.error is None
     assert [p.name for p in sorted(out.iterdir())] == [p.name for p in sorted(whole.iterdir())]
     assert all((out / p.name).read_bytes() == p.read_bytes() for p in whole.iterdir())
@@ -317,7 +304,9 @@ def test_images_go_through_the_object_store(tmp_path: Path, clip: Path, model: P
 
 @needs_ray
 @pytest.mark.slow
-def test_a_batch_keeps_workers_busy_across_files(tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
+def test_a_batch_keeps_workers_busy_across_files(
+    address: str, tmp_path: Path, clip: Path, model: Path, whole: Path
+) -> None:
     films, out = [clip, *(make_clip(tmp_path / f"{seed}.mkv", seed, 40) for seed in (3, 4))], tmp_path / "out"
     (tmp_path / "bad.mkv").write_text("no video")
     out.mkdir()
@@ -328,7 +317,7 @@ def test_a_batch_keeps_workers_busy_across_files(tmp_path: Path, clip: Path, mod
             time.sleep(0.6)
             return super()._make(order)
 
-    results = on_ray([*films[:2], tmp_path / "bad.mkv", films[2]], out, model, Steady, states=states)
+    results = on_ray(address, [*films[:2], tmp_path / "bad.mkv", films[2]], out, model, Steady, states=states)
     assert [r.error is None for r in results] == [True, True, False, True]
     assert results[2].error is not None
     assert results[2].error.startswith("bad.mkv: ")
@@ -340,91 +329,3 @@ def test_a_batch_keeps_workers_busy_across_files(tmp_path: Path, clip: Path, mod
     assert sorted(p.name for p in out.iterdir()) == sorted(f.name for f in films)
     busy = [now for now in states if all(state.task for state in now)]
     assert any(len({state.file for state in now}) == 2 for now in busy)
-
-
-# The driver.
-
-
-def start(clip: Path, out: Path, model: Path, *more: str) -> subprocess.Popen[str]:
-    argv = ["upscale", str(clip), str(out), *options(model), "--engine", "ray", "--workers", "2", *more]
-    return subprocess.Popen(
-        [sys.executable, "-m", "oasis_core", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def long_clip(tmp_path: Path) -> Iterator[Path]:
-    """Long enough to be caught at work."""
-    return make_clip(tmp_path / "long.mkv", 2, 600)
-
-
-def wait_for_segments(out: Path, child: subprocess.Popen[str], count: int) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        manifest = read_manifest(job_path(out)) if job_path(out).exists() else None
-        if manifest is not None and len(manifest.segments) + len(manifest.ahead) >= count:
-            return
-        assert child.poll() is None, child.communicate()[0]
-        time.sleep(0.02)
-    raise AssertionError("no segments came")
-
-
-def listening(processes: set[int]) -> list[str]:
-    """Addresses (hexadecimal, as in /proc/net) on which these processes listen."""
-    sockets = set()
-    for number in processes:
-        for handle in Path(f"/proc/{number}/fd").glob("*"):
-            with contextlib.suppress(OSError):
-                sockets.add(os.readlink(handle).removeprefix("socket:[").removesuffix("]"))
-    lines = [
-        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-    ]
-    return [line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in sockets]
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for sockets in /proc")
-def test_a_ray_of_our_own_listens_on_loopback_alone(tmp_path: Path, long_clip: Path, model: Path) -> None:
-    out = tmp_path / "out.mkv"
-    before = ray_processes()
-    child = start(long_clip, out, model)
-    wait_for_segments(out, child, 1)
-    addresses = listening(ray_processes() - before | {child.pid})
-    child.send_signal(signal.SIGINT)
-    child.communicate(timeout=60)
-    assert len(addresses) >= 5
-    assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-def test_a_driver_that_ends_leaves_nothing_running_and_its_job_goes_on(
-    tmp_path: Path, long_clip: Path, model: Path, how: str
-) -> None:
-    whole, out = tmp_path / "whole.mkv", tmp_path / "out.mkv"
-    assert main(["upscale", str(long_clip), str(whole), *options(model)]) == 0
-    before = ray_processes()
-    child = start(long_clip, out, model)
-    wait_for_segments(out, child, 5)
-    child.send_signal(getattr(signal, how))
-    told = child.communicate(timeout=60)[0]
-    if how == "SIGINT":
-        assert child.returncode == 130
-        assert told.strip().splitlines()[-1].startswith("oasis: interrupted; ")
-        assert "finished frames are kept" in told
-        assert "Traceback" not in told
-    until = time.monotonic() + 120  # after a SIGKILL Ray's own agents look for their parent for about a minute
-    while ray_processes() - before and time.monotonic() < until:
-        time.sleep(0.5)
-    assert not ray_processes() - before
-    manifest = read_manifest(job_path(out))
-    assert manifest is not None
-    assert 0 < manifest.finished < 600
-    again = start(long_clip, out, model, "--resume")
-    assert "frames kept" in again.communicate(timeout=120)[0] or again.returncode == 0
-    assert again.returncode == 0
-    assert content(out) == content(whole)
-    assert not job_path(out).exists()

@@ -19,15 +19,16 @@ from oasis_core.video_job import JobSettings
 
 from .conftest import content, make_clip, options
 
+FRAMES = 300
 needs_ray = pytest.mark.skipif(cluster.why_not() is not None, reason=f"RAY NOT TESTED: {cluster.PIP}")
 
 
-def request(clip: Path, out: Path, model: Path, resume: bool = False) -> RayRequest:
+def request(clip: Path, out: Path, model: Path, resume: bool = False, address: str | None = None) -> RayRequest:
     settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
     worker = WorkerSettings(str(model), None, settings, "cpu", "auto", "auto", False)
     notes = {"workflow": '{"a": "\u653e\u5927\\n"}'}
     return RayRequest(
-        clip, out, None, notes, worker, WriterSettings("ffv1"), JobSettings(resume, 6), RaySettings(None, 2)
+        clip, out, None, notes, worker, WriterSettings("ffv1"), JobSettings(resume, 6), RaySettings(address, 2)
     )
 
 
@@ -41,8 +42,8 @@ def test_a_request_survives_its_journey(tmp_path: Path) -> None:
 
 @needs_ray
 @pytest.mark.slow
-def test_cancelled_and_gone_on_with(tmp_path: Path, model: Path) -> None:
-    clip, out, whole = make_clip(tmp_path / "in.mkv", 6, 600), tmp_path / "out.mkv", tmp_path / "whole.mkv"
+def test_cancelled_and_gone_on_with(address: str, tmp_path: Path, model: Path) -> None:
+    clip, out, whole = make_clip(tmp_path / "in.mkv", 6, FRAMES), tmp_path / "out.mkv", tmp_path / "whole.mkv"
     assert main(["upscale", str(clip), str(whole), *options(model)]) == 0
     seen: list[tuple[float, int | None]] = []
 
@@ -59,10 +60,10 @@ def test_cancelled_and_gone_on_with(tmp_path: Path, model: Path) -> None:
     assert time.monotonic() - began < 60
     manifest = read_manifest(job_path(out))
     assert manifest is not None
-    assert 0 < manifest.finished < 600
+    assert 0 < manifest.finished < FRAMES
     with pytest.raises(OSError, match="go on with --resume"):
-        upscale_in_process(request(clip, out, model))
-    done = upscale_in_process(request(clip, out, model, resume=True))
-    assert (done.frames, done.width, done.height) == (600, 128, 128)
+        upscale_in_process(request(clip, out, model, address=address))
+    done = upscale_in_process(request(clip, out, model, resume=True, address=address))
+    assert (done.frames, done.width, done.height) == (FRAMES, 128, 128)
     assert done.kept >= manifest.finished
     assert content(out) == content(whole)

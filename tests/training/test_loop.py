@@ -16,7 +16,7 @@ from oasis_core.checkpoints import load_checkpoint
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.routing import HeadPattern
 from oasis_core.routing.calibrated import read_calibrated
-from oasis_core.training import loop, losses, trainer, validation
+from oasis_core.training import cuda_graph, loop, losses, trainer, validation
 from oasis_core.training.config import LossWeights, RoutingBudget, StageConfig, TrainConfig, load_config
 from oasis_core.training.discriminator import UNetDiscriminator
 from oasis_core.training.feed import Feed
@@ -249,3 +249,20 @@ def test_a_decoder_stage_with_an_adversary_is_refused() -> None:
         TrainConfig(MODEL, (StageConfig("draw", 1, batch=1, frames=1, size=64, train="decoder"),))
     with pytest.raises(ValueError, match="allowed: all, transformer, decoder"):
         StageConfig("draw", 1, train="encoder")  # type: ignore[arg-type]
+
+
+def test_parameters_that_get_no_gradient_stand_still() -> None:
+    """A graph needs a gradient for all that move."""
+
+    class Half(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    module = Half()
+    assert cuda_graph.hold_unreached(module, (torch.rand(2, 4),)) == ["unused.weight", "unused.bias"]
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["used.weight", "used.bias"]
+    assert cuda_graph.hold_unreached(module, (torch.rand(2, 4),)) == []

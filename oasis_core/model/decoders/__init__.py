@@ -2,7 +2,8 @@
 
 from .missing import MissingDecoder
 from .pixel import PixelDecoder
+from .streaming import DecodePlan, DecoderState
 from .taehv import TaehvDecoder
-from .wan import DecodePlan, DecoderState, WanDecoder
+from .wan import WanDecoder
 
 __all__ = ["DecodePlan", "DecoderState", "MissingDecoder", "PixelDecoder", "TaehvDecoder", "WanDecoder"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..vae_config import TaehvConfig
-from .wan import DecodePlan, DecoderState, Past
+from .streaming import DecodePlan, DecoderState, Past
 
 CLAMP = 3.0
 """Latents are squeezed into (-3, 3)."""

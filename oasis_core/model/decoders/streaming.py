@@ -1,0 +1,72 @@
+"""What a stream of latent frames leaves behind in a decoder, and how much is decoded at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...plan import Span
+
+COARSE = 4
+"""Output pixels per side of a position at the cut between what runs on whole frames and what may run in tiles."""
+REACH = 6
+"""Positions at the cut that the convolutions after it look to each side: (7 + 1 + 12 + 2) / 4 pixels (head and last stage,
+its upsampling, the stage before, its upsampling)."""
+
+
+@dataclass
+class Past:
+    """The last inputs ``(B, 2, H, W, C)`` of the convolutions in time, by their number."""
+
+    first: bool = True
+    """Nothing has been decoded: the next frame is the stream's first."""
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+
+    def move(self, device: torch.device) -> None:
+        self.inputs = {number: x.to(device) for number, x in self.inputs.items()}
+
+
+@dataclass
+class DecoderState:
+    """What a stream leaves behind; begin with a new one, hand it to every call."""
+
+    whole: Past = field(default_factory=Past)
+    tiles: dict[tuple[Span, Span], Past] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """How much is worked on at a time; the result does not depend on it (tiles of a full halo are exact).
+
+    Raises:
+        ValueError: a number below its range.
+    """
+
+    tile: int = 0
+    """Tile side in output pixels, rounded up to a multiple of 4; 0: whole frames."""
+    halo: int = REACH * COARSE
+    """Output pixels around a tile that are decoded with it and cut off; 24 make it exact."""
+    frames: int = 0
+    """Output frames that the large stages take at a time; 0: all that came in."""
+    keep_on: torch.device | None = None
+    """Where the past waits for its next turn, such as the host's memory; None: where it is used."""
+
+    def __post_init__(self) -> None:
+        for name in ("tile", "halo", "frames"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"decoder {name} is {getattr(self, name)}; it must be 0 or more")
+
+    def to_text(self) -> str:
+        """Short; ``of_text`` reads it back."""
+        return ",".join(map(str, (self.tile, self.halo, self.frames, "" if self.keep_on is None else self.keep_on)))
+
+    @classmethod
+    def of_text(cls, text: str) -> DecodePlan:
+        """Raises ValueError, one line, for what ``to_text`` did not write."""
+        try:
+            tile, halo, frames, place = text.split(",")
+            return cls(int(tile), int(halo), int(frames), torch.device(place) if place else None)
+        except (ValueError, RuntimeError):
+            raise ValueError(f"decoder's plan is {text[:40]!r}; expected such as '1024,24,2,cpu'") from None
