@@ -24,17 +24,22 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of all commands and their options."""
+    whole = _Parser(prog="oasis", description="OASIS: one-step video super-resolution")
+    commands = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    for command in (upscale, demo, info, train, evaluate, calibrate, routing, convert):
+        command.add(commands)
+    return whole
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
         The exit code: 0 done; 2 bad input, told in one line on standard error; 130 interrupted.
     """
-    parser = _Parser(prog="oasis", description="OASIS: one-step video super-resolution")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    for command in (upscale, demo, info, train, evaluate, calibrate, routing, convert):
-        command.add(commands)
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return int(args.run(args))
