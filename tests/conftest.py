@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +69,7 @@ FOUND = pytest.StashKey["ComfyUI | str"]()
 def pytest_configure(config: pytest.Config) -> None:
     # Children hear Ctrl-C also where a shell started pytest in the background, which lets it and them ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["OASIS_CACHE"] = tempfile.mkdtemp(prefix="oasis_tests_")  # also for fixtures that outlive a test
     config.stash[FOUND] = find_comfyui()
 
 
