@@ -22,10 +22,16 @@ from oasis_core.color import ColorMethod
 from oasis_core.model import OasisModel
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.routing.auto import AutoRouting
+from oasis_core.routing.calibrated import calibrate
+from oasis_core.routing.spec import parse_patterns
 
 pytestmark = pytest.mark.comfy
 TOLERANCE = 1.01 / 255
 """SaveImage cuts to 8 bits; a value on the border may fall to either side."""
+NARROW = "intra-frame, 1x1x1"
+"""Candidates that change the picture of a small frame."""
 
 
 def neighbour(name: str) -> ModuleType:
@@ -50,6 +56,8 @@ def files(base_directory: Path) -> tuple[Path, Path]:
     for trained in (True, False):
         path = paths[0] if trained else paths[0].with_name("untrained.safetensors")
         save_checkpoint(path, bare, Metadata(model.config, small.ROUTING, "none", "", trained))
+    dense = RoutingSpec.uniform(model.config.depth, model.config.heads, HeadPattern.GLOBAL)
+    save_checkpoint(paths[0].with_name("dense_wan.safetensors"), bare, Metadata(model.config, dense, "none", "", True))
     paths[1].parent.mkdir(parents=True, exist_ok=True)
     state = wan.as_file(model.decoder, ORIGINAL, "")
     state = {n: t for n, t in state.items() if not n.startswith(wan.ENCODER)}
@@ -89,6 +97,64 @@ def test_decodes_with_the_vae_that_is_connected(client: Any, files: tuple[Path, 
     assert out.shape == expected.shape == (6, 32, 64, 3)
     assert expected.std() > 0.05
     assert (out - expected.clamp(0, 1)).abs().max() <= TOLERANCE
+
+
+def expected(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    routing: RoutingSpec | AutoRouting | None = None,
+    rule: float | None = None,
+) -> torch.Tensor:
+    """What the library makes of the prompt's frames with the dense model; ``rule``: calibrated on them by that budget."""
+    checkpoint = load_checkpoint(files[0].with_name("dense_wan.safetensors"))
+    frame = torch.from_numpy(np.array(Image.open(tmp_path / "one.png"))).float() / 255
+    frames = frame.expand(6, -1, -1, -1)
+    settings = UpscaleSettings(scale=2.0, color=ColorMethod.NONE, chunk_frames=5, tile=0)
+    if rule is not None:
+        alone = Upscaler(checkpoint.model, checkpoint.routing, settings, decodes=False)
+        routing = calibrate(
+            alone, "x", [("x", frames)], "budget", rule, patterns=parse_patterns(NARROW), queries=0
+        ).routing
+    checkpoint.model.attach_decoder(load_decoder(files[1]))
+    return Upscaler(checkpoint.model, routing or checkpoint.routing, settings).upscale(frames).clamp(0, 1)
+
+
+def test_calibrates_without_a_vae_and_upscales_with_what_it_found(
+    client: Any, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    nodes = prompt(client, tmp_path, vae=True, model="dense_wan.safetensors")
+    nodes["bare"] = {
+        "class_type": "OasisLoadModel", "inputs": {"model_name": "dense_wan.safetensors", "dtype": "fp32"},
+    }  # fmt: skip
+    nodes["found"] = {
+        "class_type": "OasisCalibrateRouting",
+        "inputs": {"images": ["frames", 0], "model": ["bare", 0], "rule": "budget", "budget": 0.2, "threshold": 0.5,
+                   "patterns": NARROW, "scale": 2.0, "chunk_frames": 5, "queries": 0, "seed": 0},
+    }  # fmt: skip
+    nodes["routed"] = {
+        "class_type": "OasisHeadRouting",
+        "inputs": {"model": ["model", 0], "mode": "JSON", "global_share": 0.25, "intra_frame_share": 0.25,
+                   "json": ["found", 1]},
+    }  # fmt: skip
+    nodes["up"]["inputs"]["model"] = ["routed", 0]
+    out = client.pictures(client.run(nodes), "save", tmp_path)
+    assert (out - expected(files, tmp_path, rule=0.2)).abs().max() <= TOLERANCE
+    assert (out - expected(files, tmp_path)).abs().max() > 1.3 * TOLERANCE
+
+
+def test_decides_for_each_shot(client: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
+    nodes = prompt(client, tmp_path, vae=True, model="dense_wan.safetensors")
+    nodes["auto"] = {
+        "class_type": "OasisAutoRouting",
+        "inputs": {"model": ["model", 0], "rule": "budget", "threshold": 0.5, "budget": 0.2,
+                   "patterns": NARROW, "queries": 128, "seed": 0},
+    }  # fmt: skip
+    nodes["up"]["inputs"]["model"] = ["auto", 0]
+    out = client.pictures(client.run(nodes), "save", tmp_path)
+    assert (
+        out - expected(files, tmp_path, AutoRouting("budget", 0.2, patterns=parse_patterns(NARROW)))
+    ).abs().max() <= TOLERANCE
+    assert (out - expected(files, tmp_path)).abs().max() > 1.3 * TOLERANCE
 
 
 def test_says_what_is_missing(client: Any, files: tuple[Path, Path], tmp_path: Path) -> None:
