@@ -10,7 +10,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ..oasis_core.heap import trim_heap
+from ..oasis_core.heap import share_heaps, trim_heap
 
 PREVIEW_SIDE = 512
 """Pixels of the longer side of a preview, at most."""
@@ -30,6 +30,7 @@ class Bar:
 
     def __init__(self, total: int | None, facts: str, node: str | None) -> None:
         """``total`` frames where known; ``facts`` stand on the node; ``node``: its id, None outside a graph."""
+        share_heaps()
         self._bar = ProgressBar(total or 1)
         self._facts, self._node = facts, node
         self._began = self._texted = self._shown = time.monotonic()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from oasis_core.heap import trim_heap
+from oasis_core.heap import share_heaps, trim_heap
 
 FILL = """
 import re, torch
@@ -25,6 +27,27 @@ assert trim_heap()
 print(before - resident())
 """
 
+THREADS = """
+import ctypes, re, sys, threading
+from oasis_core.heap import share_heaps
+assert share_heaps() or not int(sys.argv[2])
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+all_here = threading.Barrier(6)
+def work():
+    all_here.wait()
+    libc.malloc(50_000)
+    all_here.wait()
+threads = [threading.Thread(target=work) for _ in range(6)]
+[t.start() for t in threads], [t.join() for t in threads]
+libc.fopen.restype, libc.fclose.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+file = libc.fopen(sys.argv[1].encode(), b"w")
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(sys.argv[1]).read().count("<heap nr"))
+"""
+
 
 def test_it_is_harmless_anywhere() -> None:
     assert trim_heap() in (True, False)
@@ -37,3 +60,18 @@ def test_freed_tensors_leave() -> None:
         pytest.skip("another C library")
     result = subprocess.run([sys.executable, "-c", FILL], capture_output=True, text=True, check=True)
     assert int(re.search(r"-?\d+", result.stdout)[0]) > 10_000  # KiB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has several")
+def test_threads_share_heaps(tmp_path: Path) -> None:
+    """Six threads at once; ``$MALLOC_ARENA_MAX`` of the user's goes before."""
+    if not trim_heap():
+        pytest.skip("another C library")
+    own = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}
+    for limit, expected in ((None, 2), ("4", 4)):
+        env = own if limit is None else {**own, "MALLOC_ARENA_MAX": limit}
+        command = [sys.executable, "-c", THREADS, str(tmp_path / "heaps.xml"), str(int(limit is None))]
+        result = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert result.returncode == 0, result.stderr
+        assert int(result.stdout) == expected
+    assert share_heaps() in (True, False)

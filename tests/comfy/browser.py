@@ -92,10 +92,17 @@ def open_page(server: Any) -> Iterator[Any]:
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1600, "height": 900})
+        page.route("**/templates/index*.json", core_templates)
         page.goto(f"http://{server.client.address}/")
         page.wait_for_function(READY, timeout=PAGE_MS)
         yield page
         browser.close()
+
+
+def core_templates(route: Any) -> None:
+    """ComfyUI's own list; empty where that package is of another version than the server: older pages then open nobody's."""
+    answer = route.fetch()
+    route.fulfill(response=answer) if answer.ok else route.fulfill(json=[])
 
 
 def screenshot(page: Any, server: Any, name: str) -> None:
