@@ -27,6 +27,28 @@ assert trim_heap()
 print(before - resident())
 """
 
+THREAD = """
+import ctypes, re, threading
+from oasis_core.heap import trim_heap
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
+def work():
+    libc.free(libc.malloc(30_000_000))  # from now on smaller blocks lie in heaps
+    blocks = [libc.malloc(2_000_000) for _ in range(10)]
+    for block in blocks:
+        ctypes.memset(block, 1, 2_000_000)
+    for block in blocks:
+        libc.free(block)
+    before = resident()
+    assert trim_heap()
+    print(before - resident())
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
 THREADS = """
 import ctypes, re, sys, threading
 from oasis_core.heap import share_heaps
@@ -54,11 +76,12 @@ def test_it_is_harmless_anywhere() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps it")
-def test_freed_tensors_leave() -> None:
-    """20 MB of blocks below malloc's threshold for a mapping of their own, in a process of its own."""
+@pytest.mark.parametrize("script", [FILL, THREAD])
+def test_freed_memory_leaves(script: str) -> None:
+    """20 MB of blocks below malloc's threshold for a mapping of their own, in a process of its own; in a thread, too."""
     if not trim_heap():
         pytest.skip("another C library")
-    result = subprocess.run([sys.executable, "-c", FILL], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(re.search(r"-?\d+", result.stdout)[0]) > 10_000  # KiB
 
 

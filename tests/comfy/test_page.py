@@ -183,17 +183,22 @@ def test_a_seed_stays_what_it_is(page: Any) -> None:
 
 @pytest.mark.parametrize("node", sorted(path.name for path in HELP.iterdir() if path.name.startswith("Oasis")))
 def test_help_shows(page: Any, server: Any, node: str) -> None:
-    """Select the node, press its info button: the page with its picture, no wider than the panel."""
+    """Click on the node, press its info button: the page with its picture, no wider than the panel."""
     reload(page)
-    select = """(type) => {
-        app.graph.clear()
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    draw(page)  # the page then fits its view
+    place = """(type) => {
         const node = LiteGraph.createNode(type)
         node.pos = [300, 300]
         app.graph.add(node)
-        app.canvas.selectNodes([node])
-        app.canvas.setDirty(true, true)
+        app.canvas.ds.scale = 1
+        app.canvas.ds.offset = [0, 0]
+        const canvas = app.canvas.canvas.getBoundingClientRect()
+        return [canvas.x + node.pos[0] + 60, canvas.y + node.pos[1] - 15]
     }"""
-    page.evaluate(select, node)
+    x, y = page.evaluate(place, node)
+    draw(page, 500)
+    page.mouse.click(x, y)
     page.click(INFO, timeout=PAGE_MS)
     shown = page.locator(".node-help-content")
     shown.locator("h1").wait_for(timeout=PAGE_MS)
