@@ -25,7 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import websocket
+try:
+    import websocket
+except ModuleNotFoundError:
+    sys.exit("queue_video.py needs websocket-client: pip install websocket-client")
 
 Prompt = dict[str, dict[str, Any]]
 

@@ -244,5 +244,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     with pytest.raises(ValueError, match="scores that are not finite"):
         measure(broken, [torch.zeros(1, 3, 1, 16, 16)])
     check_dense(RoutingSpec.uniform(2, 3, GLOBAL), "dense")
-    with pytest.raises(ValueError, match="model routed cannot be calibrated: only 25% of its heads .* give the dense"):
+    with pytest.raises(
+        ValueError, match="model routed cannot be calibrated: only 25% of its heads .* give the dense one"
+    ):
         check_dense(RoutingSpec.by_ratio(2, 4, 0.25, 0.5), "routed")

@@ -79,7 +79,8 @@ def test_what_runs_a_command_exists(kind: str) -> None:
 
 def test_options_named_in_the_docs_exist() -> None:
     known = options(parser())
-    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    files = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "clients").glob("*.py")]
+    scripts = "".join(path.read_text(encoding="utf-8") for path in files)
     for page in PAGES:
         for quoted in re.findall(r"`([^`\n]*--[^`\n]*)`", page.read_text(encoding="utf-8")):
             for option in re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", quoted):

@@ -53,7 +53,7 @@ def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Pa
     if target.is_file():
         raise NotADirectoryError(f"output is a file ({target}); with --batch it is a folder")
     target.mkdir(parents=True, exist_ok=True)
-    left = [pair for pair in found if not (resume and _is_done(*pair))]
+    left = [pair for pair in found if not (resume and is_done(*pair))]
     if len(left) < len(found):
         log.info("%d of %d are done already", len(found) - len(left), len(found))
     return left
@@ -61,7 +61,7 @@ def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Pa
 
 def _inputs(source: Path) -> list[Path]:
     if source.is_dir():
-        return sorted(path for path in source.iterdir() if path.suffix.lower() in VIDEOS and path.is_file())
+        return sorted(path for path in source.iterdir() if path.suffix.lower() in VIDEOS and _is_shown(path))
     if not source.exists():
         raise FileNotFoundError(f"input not found: {source}")
     try:
@@ -72,6 +72,11 @@ def _inputs(source: Path) -> list[Path]:
     return [source.parent / name for name in names if name and not name.startswith("#")]
 
 
+def _is_shown(path: Path) -> bool:
+    """Whether it is a file of the user's: macOS lays a ``._name`` beside each file on other disks."""
+    return path.is_file() and not path.name.startswith(".")
+
+
 def _name(path: Path, codec: str) -> str:
     containers = CODECS[codec].containers
     if not containers:
@@ -79,7 +84,8 @@ def _name(path: Path, codec: str) -> str:
     return path.stem + (path.suffix.lower() if path.suffix.lower() in containers else containers[0])
 
 
-def _is_done(source: Path, target: Path) -> bool:
-    if job_path(target).exists() or not target.exists() or not source.exists():
+def is_done(source: Path, target: Path) -> bool:
+    """Whether the output is there, another file than the input, not older than it, and not in the making."""
+    if job_path(target).exists() or not target.exists() or not source.exists() or source.samefile(target):
         return False
     return target.stat().st_mtime >= source.stat().st_mtime

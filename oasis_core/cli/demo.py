@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     middle = done.frames // 2
     small, large = (_frame(path, middle) for path in (SAMPLE, args.out / "sample_x4.mp4"))
     compare(small, large).save(args.out / "sample_compare.png")
-    print(f"{args.out / 'sample_x4.mp4'}: {done}")
+    print(f"{args.out / 'sample_x4.mp4'}: {done}; beside it sample_compare.png")
     return 0
 
 

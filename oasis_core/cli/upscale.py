@@ -21,7 +21,7 @@ from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
 from . import on_ray
-from .batch import pairs
+from .batch import is_done, pairs
 from .device import choose_device, choose_dtype
 from .job import INCOMPLETE, Job, routing_text, tell
 
@@ -119,6 +119,9 @@ def run(args: argparse.Namespace) -> int:
         for each in jobs:
             print(f"{each.source}\n{plan(each)}" if args.batch else plan(each))
         return 0
+    if args.resume and not args.batch and is_done(args.input, args.output):
+        print(f"{args.output} is done already: leave out --resume to make it again")
+        return 0
     if args.engine == on_ray.ENGINE and jobs:
         return on_ray.run(jobs, args.address, args.workers)
     return max((_run(each, args.batch) for each in jobs), default=0)
@@ -155,7 +158,8 @@ def upscale(job: Job) -> Done:
     with tqdm(total=reader.info.about, unit="frame", disable=None) as bar:
 
         def advance(done: float, total: int | None) -> None:
-            bar.update(done - bar.n)
+            bar.n = round(done, 1)  # else it is printed with all its digits
+            bar.update(0)
 
         return upscale_video(reader, job.target, upscaler, job.writer, advance, job=job.keep)
 

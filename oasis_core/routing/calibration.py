@@ -58,7 +58,8 @@ def check_dense(routing: RoutingSpec, name: str) -> None:
     if (share := routing.share(HeadPattern.GLOBAL)) < 1:
         raise ValueError(
             f"model {name} cannot be calibrated: only {share:.0%} of its heads were trained with global attention, and a "
-            "head trained locally has no trained global attention to compare with; give the dense checkpoint it came from"
+            "head trained locally has no trained global attention to compare with; give the dense one that "
+            "training made on its way"
         )
 
 

@@ -161,4 +161,4 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fra
 
 
 def _short(error: BaseException) -> str:
-    return str(error).split("]")[-1].strip(" :'") or type(error).__name__
+    return getattr(error, "strerror", None) or str(error).split("]")[-1].strip(" :'") or type(error).__name__

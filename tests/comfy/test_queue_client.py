@@ -41,7 +41,7 @@ def queue(client: Any, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_needs_the_standard_library_and_a_websocket_client_only() -> None:
-    names = re.findall(r"^(?:import|from) (\w+)", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+    names = re.findall(r"^ *(?:import|from) (\w+)", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(names) - set(sys.stdlib_module_names) == {"websocket"}
 
 

@@ -14,7 +14,7 @@ from .conftest import content, make_clip, options
 
 
 def test_a_folder_s_videos_and_a_list_s_files(tmp_path: Path) -> None:
-    for name in ("b.MOV", "a.mkv", "notes.txt", "c.webm"):
+    for name in ("b.MOV", "a.mkv", "notes.txt", "c.webm", "._a.mkv"):
         (tmp_path / name).touch()
     (tmp_path / "d.mp4").mkdir()
     out = tmp_path / "out"
@@ -56,6 +56,10 @@ def test_a_batch_here_goes_on_after_a_bad_file(
     (films / "a.mkv").unlink()
     stamp = (out / "b.mkv").stat().st_mtime_ns
     assert main([*batch, "--resume"]) == 0  # nothing is left to do
+    assert (out / "b.mkv").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    assert main(["upscale", str(films / "b.mkv"), str(out / "b.mkv"), *options(model), "--resume"]) == 0
+    assert "is done already" in capsys.readouterr().out
     assert (out / "b.mkv").stat().st_mtime_ns == stamp
     os.utime(films / "b.mkv", (2**32, 2**32))
     assert main([*batch, "--resume"]) == 0  # a newer input
