@@ -232,7 +232,7 @@ def test_a_job_begun_with_little_memory_goes_on_with_much(
             raise OSError("the end")
 
     monkeypatch.setattr(JobFolder, "add", stop)
-    monkeypatch.setattr("oasis_core.video_job.device_budget", lambda device: 1 << 20)
+    monkeypatch.setattr("oasis_core.video_job.device_budget", lambda device: 1 << 10)
     assert main(["upscale", str(source), str(out), *options]) == 2
     assert (manifests[0].chunk_frames, manifests[0].decode_plan) == (5, WAN_PLANS[-1])
     monkeypatch.setattr("oasis_core.video_job.device_budget", lambda device: 1 << 40)

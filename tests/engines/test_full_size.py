@@ -142,7 +142,7 @@ def test_the_plan_is_the_smallest_worker_s_and_files_come_to_those_that_lack_the
     address: str, tmp_path: Path, made: tuple[Path, Path, Path], whole: tuple[np.ndarray, Manifest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    small, plan = 1 << 20, WAN_PLANS[-1]
+    small, plan = 1 << 10, WAN_PLANS[-1]
     fitted = fit(upscaler_of(made, replace(SETTINGS, chunk_frames=9)), FRAMES, 16, 16, small)
     assert (fitted.model.decoder.plan, fitted.settings.chunk_frames) == (plan, 5)
     said, far, last = tmp_path / "said", tmp_path / "far", list[Manifest]()
