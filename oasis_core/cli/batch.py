@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ..jobs.folder import job_path
+from ..jobs.folder import MANIFEST, job_path
 from ..video_io import CODECS
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,6 @@ def _name(path: Path, codec: str) -> str:
 
 def is_done(source: Path, target: Path) -> bool:
     """Whether the output is there, another file than the input, not older than it, and not in the making."""
-    if job_path(target).exists() or not target.exists() or not source.exists() or source.samefile(target):
+    if (job_path(target) / MANIFEST).exists() or not target.exists() or not source.exists() or source.samefile(target):
         return False
     return target.stat().st_mtime >= source.stat().st_mtime
