@@ -12,12 +12,12 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from clock import now
 from torch import Tensor
 
 from oasis_core.attention import TokenGrid
@@ -28,15 +28,6 @@ from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.routing.auto import AutoRouting, Deciding
 from oasis_core.routing.calibration import measure
 from oasis_core.routing.spec import HeadPattern, Pattern, RoutingSpec
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done its work."""
-    if device.type == "cpu":
-        return time.process_time()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def main() -> None:

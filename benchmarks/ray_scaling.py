@@ -24,7 +24,8 @@ import torch
 from oasis_core.checkpoints import EMBEDDED, save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.engines.film import FilmRequest
-from oasis_core.engines.ray_job import RaySettings, upscale_on_ray
+from oasis_core.engines.ray_job import upscale_on_ray
+from oasis_core.engines.told import RaySettings
 from oasis_core.engines.worker import Source, WorkerSettings
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import UpscaleSettings

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
+from clock import now
 from torch import Tensor
 
 from oasis_core.checkpoints import Checkpoint
@@ -81,9 +81,9 @@ class Study:
         model, up = self.checkpoint.model, self.upscaler(routing)
         pixels = first_chunk(up, example.low).to(model.project.weight.dtype)
         z = model.encode(pixels)
-        began = _now(z.device)
+        began = now(z.device)
         z = model.restore(z, routing, fidelity=up.fidelity)
-        seconds = _now(z.device) - began
+        seconds = now(z.device) - began
         return ((model.decode(z, pixels)[0].float() + 1) / 2).clamp(0, 1).cpu(), seconds
 
     def row(self, routing: RoutingSpec) -> dict[str, float]:
@@ -134,12 +134,3 @@ def spearman(a: Tensor, b: Tensor) -> float:
 def db(a: Tensor, b: Tensor) -> float:
     """10 log10 of the mean squared difference, of 1."""
     return float(10 * (a - b).square().mean().clamp_min(1e-12).log10())
-
-
-def _now(device: torch.device) -> float:
-    """Seconds; of the cores on a CPU, so that a busy machine does not count."""
-    if device.type == "cpu":
-        return time.process_time()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from clock import now
 from kept import Kept
 from quality import about, measured, print_table
 
@@ -82,19 +82,11 @@ def timed(variant: Variant, frames: int, size: tuple[int, int], repeats: int) ->
         routing = deciding.routing()
     seconds = []
     for _ in range(1 + repeats):
-        began = _now(z.device)
+        began = now(z.device)
         model.restore(z, routing)
-        seconds.append(_now(z.device) - began)
+        seconds.append(now(z.device) - began)
     cost = routing.cost((grid.t, grid.h, grid.w))
     return {"seconds": statistics.median(seconds[1:]), "cost": cost, "shares": routing.shares()}
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cpu":
-        return time.process_time()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import comfy.model_management as mm
 
-from ..oasis_core.engines.ray_job import RaySettings
 from ..oasis_core.engines.ray_process import RayRequest, upscale_in_process
+from ..oasis_core.engines.told import RaySettings
 from ..oasis_core.engines.worker import WorkerSettings
 from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.video_io import VideoReader, WriterSettings

@@ -126,6 +126,7 @@ def test_bad_inputs(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[s
         ([clip, out, *good, "--overlap", "16"], "chunk overlap is 16"),
         ([clip, out, *good, "--scale", "2", "--size", "64x"], "not both"),
         ([clip, out, *good, "--tile", "-1"], "tile is -1"),
+        ([clip, out, *good, "--tile", "7"], "tile is 7; it must be 0"),
         ([clip, out, *good, "--chunk", "0"], "at least 1"),
         ([clip, out, *good, "--color", "sepia"], "sepia"),
         ([clip, out, *good, "--codec", "h266"], "h266"),

@@ -202,7 +202,7 @@ def test_chunks_of_window_heads_show_only_where_they_are_faded(factor: int) -> N
     assert 1e-4 < error[inside].max() < 0.3  # seen, but a fraction of the range
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(8, 0), (16, 8), (24, 8), (40, 16), (5, 4)])
+@pytest.mark.parametrize(("tile", "overlap"), [(8, 0), (16, 8), (24, 8), (40, 16), (9, 4)])
 @pytest.mark.parametrize("size", [(33, 50), (64, 16)])
 def test_tiles_do_not_show_where_a_token_depends_on_itself(tile: int, overlap: int, size: tuple[int, int]) -> None:
     model = random_model(depth=2)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from ..engines.film import FilmRequest
-from ..engines.ray_job import RaySettings, Result, WorkerState, upscale_on_ray
+from ..engines.ray_job import upscale_on_ray
+from ..engines.told import RaySettings, Result, WorkerState
 from ..engines.worker import Source, WorkerSettings
 from .job import INCOMPLETE, Job, routing_text, tell
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .film import Film, FilmRequest, sized_for
 from .pool import Event, Pool, Slot
 from .scanning import ScanEnd, Scanning
 from .schedule import Attempt, Failure, Key, Schedule
+from .told import RaySettings, Result, Watch, WorkerState, one_line
 from .worker import DISK, Outcome, SegmentWorker, WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -38,44 +39,6 @@ COMING = 4
 """Segments that come over from workers at a time."""
 TICK = 0.2
 """Seconds between two looks at everything."""
-
-
-@dataclass(frozen=True)
-class RaySettings:
-    """Where the workers are."""
-
-    address: str | None = None
-    """Of a Ray that runs; None: one of our own, on this machine's loopback."""
-    workers: int | None = None
-    """None: one for each GPU."""
-    streamed: bool = False
-    """Send files through Ray's object store even where storage is shared: for tests."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one input."""
-
-    request: FilmRequest
-    done: Done | None
-    error: str | None
-    """One line; None: all is well."""
-
-
-@dataclass(frozen=True)
-class WorkerState:
-    """For whoever watches."""
-
-    number: int
-    file: str
-    task: str
-    """Empty: idle, or not there yet."""
-    done: float
-    """Frames of the task."""
-    frames: int
-
-
-Watch = Callable[[Sequence[WorkerState]], None]
 
 
 def upscale_on_ray(
@@ -181,7 +144,7 @@ class _Run:
         kept = [film for film in self.films.values() if film.finished and film.folder.path.exists()]
         places = ", ".join(str(film.folder.path) for film in kept)
         told = f"{sum(f.finished for f in kept)} finished frames are kept in {places}: go on with --resume"
-        return "; ".join(text for text in (_line(error) if str(error) else "", told if kept else "") if text)
+        return "; ".join(text for text in (one_line(error) if str(error) else "", told if kept else "") if text)
 
     def _open(self, requests: Sequence[FilmRequest], upscaler: Upscaler) -> None:
         facts = [slot.facts for slot in self.pool.slots if slot.facts is not None]
@@ -197,7 +160,7 @@ class _Run:
             except (OSError, ValueError) as e:
                 if len(requests) == 1:
                     raise
-                self.results[number] = Result(request, None, f"{request.source.path.name}: {_line(e)}")
+                self.results[number] = Result(request, None, f"{request.source.path.name}: {one_line(e)}")
                 continue
             self.films[number] = film
 
@@ -207,7 +170,7 @@ class _Run:
         for number, found in scanning.take(ready < 2 * len(self.pool.slots)):
             film = self.films[number]
             if isinstance(found, BaseException):
-                film.failed.append(_line(found))
+                film.failed.append(one_line(found))
                 film.scanned = True
                 continue
             task = found.last if isinstance(found, ScanEnd) else found
@@ -271,7 +234,7 @@ class _Run:
                 if hash_file(film.folder.path / outcome.record.name) != outcome.record.sha256:
                     raise OSError("a segment did not come over whole")
             except OSError as e:
-                self._failed(film, task, attempt, Outcome(None, Failure.ERROR, _line(e), e.errno in DISK))
+                self._failed(film, task, attempt, Outcome(None, Failure.ERROR, one_line(e), e.errno in DISK))
             else:
                 self._keep(film, attempt, outcome)
 
@@ -315,7 +278,7 @@ class _Run:
             elif number not in self.joins:
                 self.joins[number] = joiner.submit(film.finish)
             elif self.joins[number].done():
-                self.results[number] = _result(requests[number], self.joins[number])
+                self.results[number] = Result.of(requests[number], self.joins[number])
 
     def _tell(self) -> None:
         now = time.monotonic()
@@ -339,14 +302,3 @@ class _Run:
             return WorkerState(slot.number, "", "", 0.0, 0)
         task = self.tasks[slot.attempt.key]
         return WorkerState(slot.number, self.films[slot.attempt.key[0]].name, str(task), slot.done, task.frames)
-
-
-def _result(request: FilmRequest, joined: Future[Done]) -> Result:
-    try:
-        return Result(request, joined.result(), None)
-    except (OSError, ValueError) as e:
-        return Result(request, None, f"{request.source.path.name}: {_line(e)}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

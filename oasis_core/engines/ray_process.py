@@ -26,7 +26,8 @@ from ..video_io import Deinterlace, WriterSettings
 from ..video_job import Done, JobSettings
 from .cluster import why_not
 from .film import FilmRequest
-from .ray_job import RaySettings, upscale_on_ray
+from .ray_job import upscale_on_ray
+from .told import RaySettings
 from .worker import Source, WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from oasis_core.cli import main
 from oasis_core.engines import cluster
 from oasis_core.engines.cluster import room
 from oasis_core.engines.film import FilmRequest
-from oasis_core.engines.ray_job import RaySettings, Result, WorkerState, upscale_on_ray
+from oasis_core.engines.ray_job import upscale_on_ray
+from oasis_core.engines.told import RaySettings, Result, WorkerState
 from oasis_core.engines.worker import Order, Outcome, SegmentWorker, Source, WorkerSettings
 from oasis_core.jobs.folder import job_path, read_manifest
 from oasis_core.pipeline import UpscaleSettings

@@ -17,8 +17,9 @@ from oasis_core.cli import main
 from oasis_core.engines import cluster
 from oasis_core.engines.deciding import PATIENCE, held
 from oasis_core.engines.film import FilmRequest
-from oasis_core.engines.ray_job import RaySettings, Result, upscale_on_ray
+from oasis_core.engines.ray_job import upscale_on_ray
 from oasis_core.engines.schedule import Failure, Key, Schedule
+from oasis_core.engines.told import RaySettings, Result
 from oasis_core.engines.worker import Order, Outcome, SegmentWorker, Source, WorkerSettings
 from oasis_core.jobs.folder import JobFolder, job_path, read_manifest
 from oasis_core.jobs.manifest import Manifest
