@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..checkpoints.read import read_metadata
 from ..model import OasisConfig
+from ..model.vae_config import WanDecoderConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -127,7 +129,9 @@ class TrainConfig:
     out: str = "out/train"
     """Folder for states, weights, log and previews."""
     start_from: str = ""
-    """Checkpoint to start from instead of random weights."""
+    """Checkpoint to start from instead of random weights; the TOML then needs no [model]."""
+    decoder: str = ""
+    """Wan 2.1 VAE whose decoder a full-size model is trained through. It stays as it is, and is not saved with the model."""
     routing: RoutingBudget = field(default_factory=RoutingBudget)
     seed: int = 0
     ema: float = 0.999
@@ -163,6 +167,8 @@ class TrainConfig:
             raise ValueError("a stage trains fidelity (faithful above 0), but [model] has no faithful_timestep")
         if any(s.train == "decoder" for s in self.stages) and not getattr(self.model.decoder, "residual", False):
             raise ValueError("a stage trains the decoder alone; that needs residual = true in [model.decoder]")
+        if self.decoder and not isinstance(self.model.decoder, WanDecoderConfig):
+            raise ValueError(f"decoder is {self.decoder!r}, but model {self.model.name!r} brings its own; leave it out")
         group = self.model.frame_group
         for stage in self.stages:
             if (stage.frames - 1) % group:
@@ -203,12 +209,20 @@ def load_config(path: Path) -> TrainConfig:
     except tomllib.TOMLDecodeError as e:
         raise ValueError(f"{path} is not readable TOML: {e}") from None
     try:
-        model = OasisConfig.from_dict(data.pop("model"))
+        model = _model(data)
         stages = tuple(_stage(s) for s in data.pop("stages", []))
         routing = _build(RoutingBudget, data.pop("routing", {}))
         return _build(TrainConfig, {**data, "model": model, "stages": stages, "routing": routing})
     except (ValueError, KeyError) as e:
         raise ValueError(f"{path}: {e}") from None
+
+
+def _model(data: dict[str, Any]) -> OasisConfig:
+    if "model" in data:
+        return OasisConfig.from_dict(data.pop("model"))
+    if not data.get("start_from"):
+        raise ValueError("there is neither a [model] nor a start_from whose model to take")
+    return read_metadata(Path(data["start_from"])).config
 
 
 def _stage(data: dict[str, Any]) -> StageConfig:

@@ -12,8 +12,11 @@ import torch
 from einops import rearrange
 
 from ..checkpoints import load_checkpoint, save_checkpoint
+from ..checkpoints.decoder import load_decoder
 from ..checkpoints.metadata import Metadata
 from ..model import OasisModel
+from ..model.decoders import WanDecoder
+from ..model.vae_config import WanDecoderConfig
 from ..routing.assignment import assign_by_shares
 from ..routing.calibrated import CalibratedRouting, cost_on, kl_table
 from ..routing.calibration import measure
@@ -110,17 +113,28 @@ def _run(
 
 
 def _start(config: TrainConfig) -> tuple[OasisModel, RoutingSpec | None]:
-    """Random weights, or those of ``config.start_from`` with their routing."""
+    """Random weights, or those of ``config.start_from`` with their routing; and the decoder that was given."""
     model = OasisModel(config.model)
-    model.init_weights()
+    if isinstance(config.model.decoder, WanDecoderConfig):
+        if not config.decoder:
+            raise ValueError(
+                f"model {config.model.name!r} has no decoder of its own; name a Wan 2.1 VAE: decoder = FILE"
+            )
+        decoder = load_decoder(Path(config.decoder), config=config.model.decoder)
+        if not isinstance(decoder, WanDecoder):
+            raise ValueError(
+                f"decoder {config.decoder} is a tiny one, which takes one clip at a time; give the Wan 2.1 VAE"
+            )
+        model.attach_decoder(decoder)
     if not config.start_from:
+        model.init_weights()
         return model, None
     loaded = load_checkpoint(Path(config.start_from))
     asked = config.model
     free = {"faithful_timestep": asked.faithful_timestep, "fidelity_curve": asked.fidelity_curve}
     if dataclasses.replace(loaded.config, name=asked.name, **free) != asked:  # type: ignore[arg-type]
         raise ValueError(f"{config.start_from} is of another model config than this run's [model]")
-    model.load_state_dict(loaded.model.state_dict())
+    model.load_state_dict({**model.state_dict(), **loaded.model.state_dict()})
     return model, loaded.routing
 
 
@@ -180,4 +194,4 @@ def write_weights(config: TrainConfig, state: TrainState) -> None:
     """Averaged weights in fp16 as an OASIS checkpoint."""
     notes = f"trained by `oasis train`: {state.step} of {config.steps} steps, seed {config.seed}"
     metadata = Metadata(config.model, state.routing, config.licence, notes)
-    save_checkpoint(weights_path(config), state.averaged_model(), metadata, torch.float16)
+    save_checkpoint(weights_path(config), state.averaged_model(decoder=False), metadata, torch.float16)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model import OasisModel
+from ..model.decoders import PixelDecoder
 from ..routing.spec import HeadPattern, RoutingSpec
 from .config import StageConfig, TrainConfig
 from .discriminator import UNetDiscriminator
@@ -26,7 +27,12 @@ class TrainState:
     ) -> None:
         """``routing``: of a model that starts from a specialised checkpoint; None: dense until calibrated."""
         self.model = model.to(device).train().requires_grad_(True)
-        self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.given = not isinstance(self.model.decoder, PixelDecoder)
+        """The decoder came from a file of its own: it stays as it is, and is not saved."""
+        if self.given:
+            self.model.decoder.requires_grad_(False)
+        else:
+            self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.lora_rank:
             add_adapters(self.model, config.lora_rank)
         self.model.dit.checkpoint_blocks = config.checkpoint_blocks
@@ -57,14 +63,23 @@ class TrainState:
         averages, current = list(self.ema.values()), [p.detach() for p in self.trained]
         torch._foreach_lerp_(averages, current, 1 - decay)
 
-    def averaged_model(self) -> OasisModel:
-        """A plain copy of the model with the averaged weights (adapters added in), in eval mode, on its device."""
+    def averaged_model(self, decoder: bool = True) -> OasisModel:
+        """A plain copy of the model with the averaged weights (adapters added in), in eval mode, on its device.
+
+        ``decoder``: False leaves out one that was given.
+        """
         with torch.device("meta"):
             copy = OasisModel(self.model.config)
-        averaged = {**self.model.state_dict(), **self.ema}
+        averaged = {**self._own(), **self.ema}
         plain = {name: t.detach().clone() for name, t in merged(self.model, averaged).items()}
         copy.load_state_dict(plain, assign=True)
+        if self.given and decoder:
+            copy.attach_decoder(self.model.decoder)
         return copy.eval().requires_grad_(False)
+
+    def _own(self) -> dict[str, Tensor]:
+        """The model's tensors without a decoder that was given."""
+        return {n: t for n, t in self.model.state_dict().items() if not (self.given and n.startswith("decoder."))}
 
     def select(self, part: str) -> list[Tensor]:
         """Let only that part of the model move ("all", "transformer", "decoder"); returns its parameters."""
@@ -85,7 +100,7 @@ class TrainState:
         """Go on from what ``save`` wrote. Raises ValueError where it is of another run."""
         try:
             data = torch.load(path, map_location=device, weights_only=True)
-            self.model.load_state_dict(data["model"])
+            self.model.load_state_dict({**self.model.state_dict(), **_same_names(data["model"], self._own())})
         except (RuntimeError, KeyError) as e:
             raise ValueError(f"{path} is not a state of this run ({e}); remove it to start anew") from None
         for name, value in data["ema"].items():
@@ -101,7 +116,7 @@ class TrainState:
 
     def _dict(self) -> dict[str, Any]:
         return {
-            "model": self.model.state_dict(),
+            "model": self._own(),
             "ema": self.ema,
             "coder": self.coder.state_dict(),
             "adversary": self.adversary.state_dict(),
@@ -112,6 +127,13 @@ class TrainState:
             "calibrated": self.calibrated,
             "routing": self.routing.to_json(),
         }
+
+
+def _same_names(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``found``. Raises KeyError where its names are not those expected."""
+    if found.keys() != expected.keys():
+        raise KeyError(f"it differs in {sorted(found.keys() ^ expected.keys())[:5]}")
+    return found
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
