@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument(
         "--at-once", type=int, default=0, help="output frames that its large stages take (default: all)"
     )
+    parser.add_argument("--routing", default="", help="only those whose name holds this: dense, third, window")
     parser.add_argument("--cases", default="", help="such as 33x720x1280,85x720x1280 instead of the three")
     parser.add_argument(
         "--limit", type=float, default=0, help="GiB that the process may take: plan for it (default: all)"
@@ -202,6 +203,9 @@ def main() -> None:
         "a third of the heads each": RoutingSpec.by_ratio(config.depth, config.heads, third, third),
         "all window": RoutingSpec.uniform(config.depth, config.heads, HeadPattern.WINDOW),
     }
+    routings = {name: routing for name, routing in routings.items() if args.routing in name}
+    if not routings:
+        raise SystemExit(f"no routing's name holds {args.routing!r}; there are: dense, third, window")
     results: dict[str, list[dict[str, object]]] = {}
     with torch.inference_mode():
         for name, routing in routings.items():

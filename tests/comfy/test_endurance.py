@@ -20,8 +20,10 @@ pytestmark = pytest.mark.comfy
 
 FRAMES, HEIGHT, WIDTH = 16, 48, 64
 RUNS = 20
-GROWTH = 0.05
-"""Of resident memory from the second run to the last."""
+GROWTH = 0.06
+"""Of resident memory from the second run on: 4 % by itself, up to 5 % on a machine that has other work, till the tenth run."""
+LATE_GROWTH = 0.01
+"""From the tenth run on: what goes on growing leaks."""
 MOMENTS = 4
 STOP_SECONDS = 5.0
 """From Cancel to the end of a prompt whose chunks take about a second here."""
@@ -80,6 +82,7 @@ def test_memory_does_not_grow_with_the_number_of_runs(client: Any, server: Any, 
         sizes.append(resident(server.pid))
     print("MiB after each run:", [s >> 20 for s in sizes])
     assert max(sizes[1:]) <= sizes[1] * (1 + GROWTH), [s >> 20 for s in sizes]
+    assert max(sizes[10:]) <= sizes[9] * (1 + LATE_GROWTH), [s >> 20 for s in sizes]
 
 
 def test_two_prompts_wait_the_second_with_another_routing(client: Any, clip: dict[str, Any], tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from oasis_core.checkpoints import load_checkpoint
-from oasis_core.checkpoints.match import Naming
 from oasis_core.checkpoints.decoder import load_decoder
+from oasis_core.checkpoints.match import Naming
 from oasis_core.checkpoints.vae_names import ORIGINAL
 from oasis_core.model import OasisConfig
 from oasis_core.model.decoders import MissingDecoder, WanDecoder
