@@ -145,7 +145,7 @@ class TrainConfig:
     discriminator_lr: float = 2e-4
     optimizer: Literal["adamw", "muon"] = "adamw"
     """"muon": the matrices of the transformer's blocks move by orthogonalised updates (Muon, of the size of AdamW's: arXiv
-    2502.16982), all else by AdamW. Needs torch 2.9."""
+    2502.16982), all else by AdamW."""
     adversary_limit: float = 1.0
     """The adversarial terms' gradient at the output is scaled down to this many times the other terms'."""
     clip_gradient: float = 1.0

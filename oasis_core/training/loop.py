@@ -88,6 +88,8 @@ def _run(
         for batch in feed:
             stage, offset = config.stage_at(state.step)
             if stage is not trainer.stage:
+                if trainer.stage is not None and group.leads:
+                    write_weights(config, state, weights_path(config, trainer.stage.name))
                 if stage.routed and not state.calibrated:
                     calibrate(config, state, batch, group)
                 with feed.quiet:
@@ -104,7 +106,7 @@ def _run(
                 break
     if group.leads:
         state.save(out / "state.pt")
-        write_weights(config, state)
+        write_weights(config, state, weights_path(config))
         save_plot(out)
         if check is not None:
             check.write(out, state)
@@ -185,13 +187,13 @@ def save_plot(out: Path) -> None:
     plot_log(out / "log.jsonl", out / "log.png")
 
 
-def weights_path(config: TrainConfig) -> Path:
-    """Where the run's averaged weights go: ``<out>/<model name>.safetensors``."""
-    return Path(config.out) / f"{config.model.name}.safetensors"
+def weights_path(config: TrainConfig, stage: str = "") -> Path:
+    """Where the averaged weights go: ``<out>/<model name>.safetensors``, at the end of a stage ``..._<stage>.safetensors``."""
+    return Path(config.out) / f"{config.model.name}{'_' * bool(stage)}{stage}.safetensors"
 
 
-def write_weights(config: TrainConfig, state: TrainState) -> None:
+def write_weights(config: TrainConfig, state: TrainState, path: Path) -> None:
     """Averaged weights in fp16 as an OASIS checkpoint."""
     notes = f"trained by `oasis train`: {state.step} of {config.steps} steps, seed {config.seed}"
     metadata = Metadata(config.model, state.routing, config.licence, notes)
-    save_checkpoint(weights_path(config), state.averaged_model(decoder=False), metadata, torch.float16)
+    save_checkpoint(path, state.averaged_model(decoder=False), metadata, torch.float16)

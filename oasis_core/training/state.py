@@ -16,6 +16,7 @@ from ..routing.spec import HeadPattern, RoutingSpec
 from .config import StageConfig, TrainConfig
 from .discriminator import UNetDiscriminator
 from .lora import add_adapters, merged
+from .muon import Muon
 from .residual_coder import ResidualCoder
 
 
@@ -162,7 +163,5 @@ def _optimizers(
     ]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.99), fused=fused)]
     if muon:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer is muon, which torch {torch.__version__} lacks; take torch 2.9 or adamw")
-        found.append(torch.optim.Muon(muon, lr=1e-4, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        found.append(Muon(muon, lr=1e-4, weight_decay=0.01))
     return found
