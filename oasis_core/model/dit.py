@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -71,9 +72,9 @@ class DiT(nn.Module):
         if self.context is not None:
             nn.init.normal_(self.context, std=0.02)
 
-    def fold(self, routing: RoutingSpec, fidelity: float = 0.0) -> None:
+    def fold(self, routing: RoutingSpec, fidelity: float = 0.0, fp8: bool = False) -> None:
         """Turn all that is constant at inference into plain weights, in place; see ``model.fold``."""
-        fold(self, routing, fidelity)
+        fold(self, routing, fidelity, fp8)
 
     def grid(self, z: Tensor) -> TokenGrid:
         """Token grid of a latent ``(B, C, t, h, w)``. Raises ValueError where the patch does not divide it."""
@@ -120,12 +121,12 @@ class DiT(nn.Module):
         """
         grid = self.grid(z)
         routing.check_fits(self.config.depth, self.config.heads)
+        if self.folded is not None:
+            if observe is not None or decide is not None:
+                raise ValueError("the transformer is folded, for upscaling with one routing alone; load it again")
+            return self._latent(self._folded(z, grid, self._as_folded(self.folded, routing, timestep), poll), grid)
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
-        if self.folded is None:
-            time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
-        else:
-            routing, time = self._as_folded(routing, observe, timestep), z.new_empty(0)
-            modulation = time
+        time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
         x = self.tokens(z)
         for layer in range(self.config.depth):
             if poll is not None:
@@ -136,24 +137,41 @@ class DiT(nn.Module):
                 if self.checkpoint_blocks
                 else self._block(x, *rest)
             )
-        pt, ph, pw = self.config.patch
-        return rearrange(
-            self.head(x, time), "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=grid.t, h=grid.h, p=pt, q=ph, r=pw
-        )
+        return self._latent(self.head(x, time), grid)
 
-    def _as_folded(self, routing: RoutingSpec, observe: Observer | None, timestep: Tensor | None) -> RoutingSpec:
+    def _latent(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        """``(B, C, t, h, w)`` of what the head gives for each token."""
+        pt, ph, pw = self.config.patch
+        named = dict(t=grid.t, h=grid.h, p=pt, q=ph, r=pw)
+        return rearrange(patches, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", **named)
+
+    def _folded(self, z: Tensor, grid: TokenGrid, routing: RoutingSpec, poll: Callable[[], None] | None) -> Tensor:
+        """What the head gives for each token ``(B, L, ...)``; ``routing``: of the heads in their new places."""
+        rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
+        at_once = CPU_TOKENS if z.device.type == "cpu" else DEVICE_TOKENS
+        x = self.tokens(z)
+        for layer, block in enumerate(self.blocks):
+            if poll is not None:
+                poll()
+            patterns = routing.layers[layer]
+            block(x, rope, partial(self._attend, grid, patterns, routing.window), at_once)
+        return self.head(x)
+
+    def _attend(
+        self, grid: TokenGrid, patterns: tuple[Pattern, ...], window: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:  # fmt: skip
+        return routed_attention(q, k, v, grid, patterns, window, self.attention)
+
+    def _as_folded(self, folded: FoldedFor, routing: RoutingSpec, timestep: Tensor | None) -> RoutingSpec:
         """The routing of the heads in their new places. Raises ValueError where something else is asked for."""
-        assert self.folded is not None
-        if routing != self.folded.routing or observe is not None:
-            raise ValueError("the transformer is folded for another routing, or for upscaling alone; load it again")
+        if routing != folded.routing:
+            raise ValueError("the transformer is folded for another routing; load it again")
         wanted = timestep_embedding(
-            self.config.timestep_at(self.folded.fidelity), self.config.freq_dim, torch.device("cpu")
+            self.config.timestep_at(folded.fidelity), self.config.freq_dim, torch.device("cpu")
         )
         if timestep is not None and not torch.equal(timestep.cpu(), wanted):
-            raise ValueError(
-                f"the transformer is folded for fidelity {self.folded.fidelity}; load it again for another"
-            )
-        return self.folded.grouped
+            raise ValueError(f"the transformer is folded for fidelity {folded.fidelity}; load it again for another")
+        return folded.grouped
 
     def _block(
         self,
