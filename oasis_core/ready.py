@@ -10,7 +10,7 @@ from .attention.backends import backend_for
 from .checkpoints import Checkpoint, load_checkpoint
 from .checkpoints.decoder import load_decoder
 from .model.fuse import fuse_model
-from .model.vae_config import WanDecoderConfig
+from .model.graphs import Graphs
 from .pipeline import Upscaler, UpscaleSettings
 from .routing.auto import NAME as AUTO
 from .routing.auto import AutoRouting, is_auto
@@ -62,7 +62,8 @@ def ready(
 
     Args:
         attention: name of a backend. compile: first, which takes a minute.
-        fold: constants of full-size models become plain weights.
+        fold: what is constant for this routing and fidelity becomes plain weights (``model.fold``); on CUDA the
+            transformer then runs as graphs where it is small.
 
     Raises:
         ValueError: what the device cannot do, or as ``Upscaler`` does.
@@ -70,8 +71,9 @@ def ready(
     model = checkpoint.model
     model.dit.attention = backend_for(attention, model.project.weight.device)
     upscaler = Upscaler(model, routing, settings)
-    if fold and isinstance(checkpoint.config.decoder, WanDecoderConfig) and isinstance(routing, RoutingSpec):
+    if fold and isinstance(routing, RoutingSpec):
         model.dit.fold(routing, upscaler.fidelity)
+        model.dit.graphs = Graphs() if model.project.weight.is_cuda else None
     if compile:
         fuse_model(model, dynamic=None)
     return upscaler

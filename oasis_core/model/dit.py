@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention import TokenGrid, routed_attention
 from ..attention.backends import SDPA, Backend
+from ..attention.sdpa import window_attention
 from ..routing.spec import Pattern, RoutingSpec
 from .config import OasisConfig
 from .fold import FoldedFor, fold
+from .graphs import Graphs, plain, worth_graphs
 from .layers import Block, Head, rope_table, timestep_embedding
 
 CPU_TOKENS = 1024
@@ -49,6 +51,8 @@ class DiT(nn.Module):
         """What runs the attention (``attention.backends.backend_for``)."""
         self.folded: FoldedFor | None = None
         """What the weights were folded for (``fold``), if they were."""
+        self.graphs: Graphs | None = None
+        """Folded, on CUDA: record what is done to chunks of one shape, and play it again."""
         self.checkpoint_blocks = False
         """Training: keep only each block's input, and compute the block again in the backward pass."""
         self.context = nn.Parameter(torch.zeros(1, config.context_length, dim)) if config.context_length else None
@@ -142,20 +146,29 @@ class DiT(nn.Module):
     def _latent(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         """``(B, C, t, h, w)`` of what the head gives for each token."""
         pt, ph, pw = self.config.patch
-        named = dict(t=grid.t, h=grid.h, p=pt, q=ph, r=pw)
-        return rearrange(patches, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", **named)
+        sizes = {"t": grid.t, "h": grid.h, "p": pt, "q": ph, "r": pw}
+        return rearrange(patches, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", **sizes)
 
     def _folded(self, z: Tensor, grid: TokenGrid, routing: RoutingSpec, poll: Callable[[], None] | None) -> Tensor:
         """What the head gives for each token ``(B, L, ...)``; ``routing``: of the heads in their new places."""
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
         at_once = CPU_TOKENS if z.device.type == "cpu" else DEVICE_TOKENS
-        x = self.tokens(z)
-        for layer, block in enumerate(self.blocks):
-            if poll is not None:
-                poll()
-            patterns = routing.layers[layer]
-            block(x, rope, partial(self._attend, grid, patterns, routing.window), at_once)
-        return self.head(x)
+        blocks = (
+            partial(block, rope=rope, attend=partial(self._attend, grid, patterns, routing.window), at_once=at_once)
+            for block, patterns in zip(self.blocks, routing.layers, strict=True)
+        )
+        steps = (self.tokens, *blocks, self.head)
+        if self.graphs is None or not self._fits_graphs(z, grid):
+            return plain(z, steps, poll)
+        weights = tuple(p.data_ptr() for p in self.parameters())
+        return self.graphs.run(z, steps, weights, self.attention.name, rope, poll)
+
+    def _fits_graphs(self, z: Tensor, grid: TokenGrid) -> bool:
+        """Whether graphs may hold the activations, and no mask of the attention that might go meanwhile."""
+        numbers = (
+            z.shape[0] * grid.length * (5 * self.config.dim) + min(grid.length, DEVICE_TOKENS) * self.config.ffn_dim
+        )
+        return self.attention.window is not window_attention and worth_graphs(numbers, z.element_size(), z.device)
 
     def _attend(
         self, grid: TokenGrid, patterns: tuple[Pattern, ...], window: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor
@@ -166,10 +179,8 @@ class DiT(nn.Module):
         """The routing of the heads in their new places. Raises ValueError where something else is asked for."""
         if routing != folded.routing:
             raise ValueError("the transformer is folded for another routing; load it again")
-        wanted = timestep_embedding(
-            self.config.timestep_at(folded.fidelity), self.config.freq_dim, torch.device("cpu")
-        )
-        if timestep is not None and not torch.equal(timestep.cpu(), wanted):
+        wanted = self.timestep(folded.fidelity, self.patch_embedding.weight.device)  # the same tensor each time
+        if timestep is not None and timestep is not wanted and not torch.equal(timestep.to(wanted.device), wanted):
             raise ValueError(f"the transformer is folded for fidelity {folded.fidelity}; load it again for another")
         return folded.grouped
 

@@ -84,8 +84,8 @@ class FoldedBlock(nn.Module):
         self.self_attn, self.cross_attn, self.wide, self.narrow = self_attn, cross_attn, wide, narrow
         self.carried = nn.ParameterList(nn.Parameter(c, requires_grad=False) for c in carried)
 
-    def forward(self, x: Tensor, rope: Rope, attend: Attend, at_once: int) -> None:
-        """Take the residual stream ``(B, L, dim)`` through the block, in place.
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, at_once: int) -> Tensor:
+        """Take the residual stream ``(B, L, dim)`` through the block, in place; returns it.
 
         What is done to each token by itself is done to ``at_once`` tokens at a time, which then stay in a CPU's cache from one
         operation to the next, and need little memory anywhere.
@@ -98,6 +98,7 @@ class FoldedBlock(nn.Module):
             if self.cross_attn is not None:
                 self.cross_attn.add(rows, second)
             self.narrow.add_hidden(rows, self.wide.hidden(rows, third))
+        return x
 
 
 class FoldedHead(nn.Module):

@@ -5,6 +5,8 @@ fp8: products of e4m3 numbers with a scale for each token and each output channe
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -71,10 +73,8 @@ class Fp8Linear(FoldedLinear):
     def _product(self, rows: tuple[Tensor, Tensor], like: Tensor, out: Tensor | None = None) -> Tensor:
         y, scale = rows
         if y.is_cuda:
-            kind, fast = like.dtype, dict(use_fast_accum=True)
-            if out is None:
-                return torch._scaled_mm(y, self.weight.t(), scale, self.scale, self.bias, out_dtype=kind, **fast)
-            return torch._scaled_mm(y, self.weight.t(), scale, self.scale, self.bias, out_dtype=kind, **fast, out=out)
+            product = partial(torch._scaled_mm, y, self.weight.t(), scale, self.scale, self.bias, out_dtype=like.dtype)
+            return product(use_fast_accum=True) if out is None else product(use_fast_accum=True, out=out)
         exact = (y.float() @ self.weight.float().t()) * scale * self.scale  # what it computes, for tests
         exact = exact if self.bias is None else exact + self.bias.float()
         return exact.to(like.dtype) if out is None else out.copy_(exact)

@@ -125,9 +125,7 @@ def to_fp8(x: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
     out = torch.empty(rows, channels, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     piece = min(PIECE, triton.next_power_of_2(channels))
-    _fp8_kernel[(rows,)](
-        x, out, scale, x.stride(0), C=channels, PIECE=piece, GELU=gelu, MOST=E4M3_MAX, DIP=GELU_DIP
-    )
+    _fp8_kernel[(rows,)](x, out, scale, x.stride(0), C=channels, PIECE=piece, GELU=gelu, MOST=E4M3_MAX, DIP=GELU_DIP)
     return out, scale
 
 
