@@ -40,6 +40,8 @@ class WindowConfig:
     warps: int
     stages: int
     """Blocks of keys on their way at a time."""
+    registers: int | None = None
+    """For each thread at most: fewer let more tiles run beside each other, too few are spilled."""
 
 
 def config_for(head_dim: int, dtype: torch.dtype) -> WindowConfig:
@@ -84,6 +86,7 @@ def window_attention(
         **_sizes(plan), D=d, DP=max(16, triton.next_power_of_2(d)), QUERIES=config.queries, KEYS=config.keys,
         BY_BITS=plan.bits <= BITS, WIDE=wide, PRECISION="ieee", ALIGN=ALIGN,
         num_warps=config.warps, num_stages=config.stages,
+        **({} if config.registers is None else {"maxnreg": config.registers}),
     )  # fmt: skip
     return out, lse
 
@@ -141,10 +144,7 @@ def _window_kernel(  # type: ignore[no-untyped-def]
     if WIDE:
         q_token = q_token.to(tl.int64)
     q_at = q_ptr + b * q_b + n * q_n + q_token[:, None] * q_l + d[None, :]
-    if D == DP:
-        q = tl.load(q_at)
-    else:
-        q = tl.load(q_at, mask=d[None, :] < D, other=0.0)
+    q = tl.load(q_at) if D == DP else tl.load(q_at, mask=d[None, :] < D, other=0.0)
 
     k_head, v_head = k_ptr + b * k_b + n * k_n, v_ptr + b * v_b + n * v_n
     best = tl.full([QUERIES], UNSEEN, tl.float32)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import TokenGrid, routed_attention
-from ..attention.backends import SDPA, Backend
+from ..attention.backend import Backend
+from ..attention.backends import SDPA
 from ..routing.spec import Pattern, RoutingSpec
 from .config import OasisConfig
 from .fold import FoldedFor, fold
@@ -44,7 +45,7 @@ class DiT(nn.Module):
         )
         pt, ph, pw = config.patch
         self.head = Head(dim, pt * ph * pw * c)
-        self.attention = SDPA
+        self.attention: Backend = SDPA
         """What runs the attention (``attention.backends.backend_for``)."""
         self.folded: FoldedFor | None = None
         """What the weights were folded for (``fold``), if they were."""
