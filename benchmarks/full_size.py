@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from oasis_core.attention.backends import NAMES, backend_for
-from oasis_core.attention.sdpa import window_attention
 from oasis_core.jobs.fit import device_budget, fit, told
-from oasis_core.memory import transformer_memory, wan_decoder_memory, working_memory
+from oasis_core.memory import gathers_windows, transformer_memory, wan_decoder_memory, working_memory
 from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
 from oasis_core.model.fuse import fuse_model
@@ -128,8 +127,7 @@ def stage_times(
     }
     element = pixels.element_size()
     held = weights_of(model) + (pixels.numel() + z_l.numel()) * element
-    gathers = model.dit.attention.window is window_attention
-    step = transformer_memory(config, model.dit.grid(z_l), element, routing, gathers)
+    step = transformer_memory(config, model.dit.grid(z_l), element, routing, gathers_windows(model))
     predicted = {"transformer": gib(held + step)}
     for n in (1, 2):
         state, work = wan_decoder_memory(decoder.config, height, width, n, decoder.plan, element)

@@ -1,6 +1,6 @@
 """What the shipped size's time goes to: stages, and on a CUDA device kernels and host calls by name.
 
-    python benchmarks/tiny_parts.py [--attention mixed] [--json FILE]
+    python benchmarks/tiny_parts.py [--attention NAME] [--json FILE]
 
 The sizes of configs/oasis-tiny.toml with random weights, 180x320 to 720x1280 as shipped (chunks of 16 frames).
 """
@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -114,19 +113,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--attention", default="auto", help="a backend; mixed: cuDNN and Triton")
+    parser.add_argument("--attention", default="auto", help="a backend")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--plain", action="store_true", help="neither folded nor as graphs")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     model, routing = build(device, dtype), tiny_routing(TINY)
-    if args.attention == "mixed":
-        model.dit.attention = replace(
-            backends.BACKENDS["cudnn"], name="mixed", window=backends.BACKENDS["triton"].window
-        )
-    else:
-        model.dit.attention = backends.backend_for(args.attention, device)
+    model.dit.attention = backends.backend_for(args.attention, device)
     up = Upscaler(model, routing, UpscaleSettings())
     if not args.plain:
         model.dit.fold(routing, up.fidelity)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -21,7 +20,8 @@ from full_size import TRUE_SIZE, Device, fill
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from oasis_core.attention import backends
+from oasis_core.attention import TokenGrid, backends
+from oasis_core.attention.problem import EVERYTHING, Problem
 from oasis_core.model import dit as dit_module
 from oasis_core.model import rows
 from oasis_core.model.dit import DiT
@@ -55,13 +55,6 @@ def timed(work: Callable[[], object], rounds: int = 5) -> float:
     return sorted(times[2:])[rounds // 2]
 
 
-def attention(name: str) -> backends.Backend:
-    """A backend by name; ``mixed``: cuDNN, and Triton for the windows."""
-    if name != "mixed":
-        return backends.backend_for(name, torch.device("cuda"))
-    return replace(backends.BACKENDS["cudnn"], name="mixed", window=backends.BACKENDS["triton"].window)
-
-
 def build(routing: RoutingSpec | None, name: str, fp8: bool = False) -> DiT:
     """A random transformer, folded for ``routing`` if given."""
     on = Device(torch.device("cuda"), torch.bfloat16)
@@ -69,7 +62,7 @@ def build(routing: RoutingSpec | None, name: str, fp8: bool = False) -> DiT:
         dit = DiT(TRUE_SIZE)
     torch.manual_seed(0)
     fill(dit, on)
-    dit.attention = attention(name)
+    dit.attention = backends.backend_for(name, torch.device("cuda"))
     if routing is not None:
         dit.fold(routing, fp8=fp8)
     return dit
@@ -136,8 +129,9 @@ def products(tokens: int) -> dict[str, float]:
         print(f"{way}: {done[way]:.3f} ms, {2 * x.nbytes / done[way] / 1e9:.2f} TB/s", flush=True)
     q = torch.randn(1, tokens, 12, 128, device="cuda").bfloat16()
     k = torch.randn(1, 512, 12, 128, device="cuda").bfloat16()
-    for backend in (b for b in backends.BACKENDS.values() if b.missing(q.device) is None and hasattr(b, "everywhere")):
-        ms = timed(lambda: backend.everywhere(q, k, k, None), 11)  # noqa: B023
+    problem = Problem.of(q, k, k, TokenGrid(1, 1, tokens), EVERYTHING)
+    for backend in (b for b in backends.BACKENDS.values() if b.supports(problem) is None):
+        ms = timed(partial(backend.run, problem, q, k, k), 11)
         done[f"cross, {backend.name}"] = ms
         print(f"cross-attention, {backend.name}: {ms:.3f} ms", flush=True)
     return done
@@ -171,7 +165,7 @@ def kernels(z: Tensor, name: str, only: str, fp8: bool) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="products,variants,kernels")
-    parser.add_argument("--attention", default="mixed")
+    parser.add_argument("--attention", default="auto")
     parser.add_argument("--routing", default="", help="only those whose name holds this: dense, third, window")
     parser.add_argument("--case", default="33x720x1280")
     parser.add_argument("--json", type=Path)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 
 from .attention import TokenGrid
-from .attention.sdpa import window_attention, window_numbers
+from .attention.backends import SDPA
+from .attention.problem import Problem
+from .attention.sdpa import window_numbers
 from .model.config import OasisConfig, PixelDecoderConfig
 from .model.decoders import DecodePlan, MissingDecoder, TaehvDecoder, WanDecoder
 from .model.decoders.streaming import COARSE
 from .model.decoders.wan_layers import PAST
 from .model.dit import DEVICE_TOKENS
+from .model.oasis import OasisModel
 from .model.vae_config import TaehvConfig, WanDecoderConfig
 from .patchify import latent_length
 from .pipeline import Upscaler
 from .routing.auto import ShotRoutings
-from .routing.spec import HeadPattern, Pattern, RoutingSpec, extent_of
+from .routing.extent import Extent
+from .routing.spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of
 
 TOKEN_WIDTHS = 16
 """Tensors of the model's width alive at once for each token, measured on oasis-tiny in fp32 (5 and 33 frames)."""
@@ -40,7 +44,7 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     if isinstance(config.decoder, PixelDecoderConfig):
         transformer = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
         return transformer + images + config.unshuffle[0] * pixels * 2 * config.decoder.hr_width * element
-    gathers = upscaler.model.dit.attention.window is window_attention
+    gathers = gathers_windows(upscaler.model)
     transformer = transformer_memory(config, grid, element, upscaler.routing, gathers)
     decoder = upscaler.model.decoder
     if isinstance(decoder, MissingDecoder):
@@ -52,6 +56,14 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
         state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
     given = config.unshuffle[0] * pixels * 3 * (4 + element)  # the group's input, in fp32 and as the decoder gets it
     return state + max(transformer, work + given, images)
+
+
+def gathers_windows(model: OasisModel) -> bool:
+    """Whether window heads' keys are copied where the attention was chosen to run (``sdpa.py``), not read in place."""
+    attention, weight, config = model.dit.attention, model.project.weight, model.config
+    device = attention.device or weight.device
+    problem = Problem(TokenGrid(1, 1, 1), Extent(*DEFAULT_WINDOW), config.heads, config.head_dim, weight.dtype, device)
+    return attention.supports(problem) is None and attention.chosen(problem) is SDPA
 
 
 def transformer_memory(

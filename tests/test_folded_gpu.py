@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oasis_core.attention.backends import BACKENDS
+from oasis_core.attention.backends import backend_for
 from oasis_core.model import OasisConfig, rows
 from oasis_core.model.dit import DiT
 from oasis_core.model.folded_linear import FoldedLinear, Fp8Linear, missing_fp8
@@ -92,7 +92,7 @@ def test_folded_equals_the_unfolded_on_the_cpu(
 
 def folded_dit(fp8: bool = False) -> DiT:
     dit = random_dit().to(CUDA, torch.bfloat16)
-    dit.attention = BACKENDS["triton"]
+    dit.attention = backend_for("auto", CUDA)
     dit.fold(ROUTING, fp8=fp8)
     return dit
 
@@ -101,9 +101,8 @@ def folded_dit(fp8: bool = False) -> DiT:
 def test_graphs_give_the_same_and_can_be_interrupted() -> None:
     plain, graphed = folded_dit(), folded_dit()
     graphed.graphs = Graphs(blocks=3)
-    assert graphed._fits_graphs(
-        torch.empty(LATENT, device=CUDA, dtype=torch.bfloat16), graphed.grid(torch.empty(LATENT))
-    )
+    latent = torch.empty(LATENT, device=CUDA, dtype=torch.bfloat16)
+    assert graphed._fits_graphs(latent, graphed.grid(latent), ROUTING.window)
     other = (1, 8, 2, 14, 30)
     for shape in (LATENT, LATENT, LATENT, other, LATENT, other, other):
         z = torch.randn(shape, device=CUDA, dtype=torch.bfloat16)

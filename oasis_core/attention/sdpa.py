@@ -29,7 +29,7 @@ WINDOW_KEY_BUDGET_ELSE = 64 * 2**20
 """On other devices: bounds the window operation's memory."""
 
 
-def global_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
+def global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Every query sees every key."""
     q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l n d")

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import TokenGrid, routed_attention
-from ..attention.backends import SDPA, Backend
-from ..attention.sdpa import window_attention
+from ..attention.backend import Backend
+from ..attention.backends import SDPA
+from ..attention.problem import EVERYTHING, Problem
+from ..routing.extent import Extent
 from ..routing.spec import Pattern, RoutingSpec
 from .config import OasisConfig
 from .fold import FoldedFor, fold
@@ -47,7 +49,7 @@ class DiT(nn.Module):
         )
         pt, ph, pw = config.patch
         self.head = Head(dim, pt * ph * pw * c)
-        self.attention = SDPA
+        self.attention: Backend = SDPA
         """What runs the attention (``attention.backends.backend_for``)."""
         self.folded: FoldedFor | None = None
         """What the weights were folded for (``fold``), if they were."""
@@ -153,27 +155,30 @@ class DiT(nn.Module):
         """What the head gives for each token ``(B, L, ...)``; ``routing``: of the heads in their new places."""
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
         at_once = CPU_TOKENS if z.device.type == "cpu" else DEVICE_TOKENS
-        blocks = (
-            partial(block, rope=rope, attend=partial(self._attend, grid, patterns, routing.window), at_once=at_once)
-            for block, patterns in zip(self.blocks, routing.layers, strict=True)
-        )
-        steps = (self.tokens, *blocks, self.head)
-        if self.graphs is None or not self._fits_graphs(z, grid):
+
+        def step(layer: int, x: Tensor) -> Tensor:
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return routed_attention(q, k, v, grid, routing.layers[layer], routing.window, self.attention)
+
+            return self.blocks[layer](x, rope, attend, self._attend_all, at_once)
+
+        steps = (self.tokens, *(partial(step, layer) for layer in range(self.config.depth)), self.head)
+        if self.graphs is None or not self._fits_graphs(z, grid, routing.window):
             return plain(z, steps, poll)
         weights = tuple(p.data_ptr() for p in self.parameters())
-        return self.graphs.run(z, steps, weights, self.attention.name, rope, poll)
+        return self.graphs.run(z, steps, weights, self.attention, rope, poll)
 
-    def _fits_graphs(self, z: Tensor, grid: TokenGrid) -> bool:
+    def _fits_graphs(self, z: Tensor, grid: TokenGrid, window: tuple[int, int, int]) -> bool:
         """Whether graphs may hold the activations, and no mask of the attention that might go meanwhile."""
-        numbers = (
-            z.shape[0] * grid.length * (5 * self.config.dim) + min(grid.length, DEVICE_TOKENS) * self.config.ffn_dim
-        )
-        return self.attention.window is not window_attention and worth_graphs(numbers, z.element_size(), z.device)
+        c = self.config
+        numbers = 5 * z.shape[0] * grid.length * c.dim + min(grid.length, DEVICE_TOKENS) * c.ffn_dim
+        if not worth_graphs(numbers, z.element_size(), z.device):
+            return False
+        return self.attention.chosen(Problem(grid, Extent(*window), c.heads, c.head_dim, z.dtype, z.device)) is not SDPA
 
-    def _attend(
-        self, grid: TokenGrid, patterns: tuple[Pattern, ...], window: tuple[int, int, int], q: Tensor, k: Tensor, v: Tensor
-    ) -> Tensor:  # fmt: skip
-        return routed_attention(q, k, v, grid, patterns, window, self.attention)
+    def _attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every query sees every key, ``(B, L, N, D)``."""
+        return self.attention.run(Problem.of(q, k, v, TokenGrid(1, 1, q.shape[1]), EVERYTHING), q, k, v)
 
     def _as_folded(self, folded: FoldedFor, routing: RoutingSpec, timestep: Tensor | None) -> RoutingSpec:
         """The routing of the heads in their new places. Raises ValueError where something else is asked for."""

@@ -119,7 +119,7 @@ class _Folding:
         q = self._linear(*_after_norm(a.q, norm.bias.float(), norm.weight.float()))
         context = context.to(a.k.weight.dtype)
         k, v = (
-            frozen(rearrange(y, "1 l (n d) -> n l d", n=a.heads).contiguous())
+            frozen(rearrange(y, "1 l (n d) -> 1 l n d", n=a.heads).contiguous())
             for y in (a.norm_k(a.k(context)), a.v(context))
         )
         return FoldedCrossAttention(q, self._out(a.o, None), frozen(a.norm_q.weight), k, v)

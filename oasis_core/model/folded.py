@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from .folded_linear import FoldedLinear
@@ -17,7 +16,7 @@ from .layers import EPS, apply_rope
 from .rows import rms_norm
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The routed attention of one layer: q, k, v ``(B, L, N, D)`` -> ``(B, L, N, D)``."""
+"""An attention: q, k, v ``(B, L, N, D)`` -> ``(B, L, N, D)``."""
 Rope = tuple[Tensor, Tensor]
 
 
@@ -56,7 +55,7 @@ class FoldedSelfAttention(nn.Module):
 
 
 class FoldedCrossAttention(nn.Module):
-    """Attention to keys and values ``(N, context tokens, D)`` that are there already."""
+    """Attention to keys and values ``(1, context tokens, N, D)`` that are there already."""
 
     def __init__(
         self, q: FoldedLinear, o: FoldedLinear, norm_q: nn.Parameter, k: nn.Parameter, v: nn.Parameter
@@ -64,12 +63,10 @@ class FoldedCrossAttention(nn.Module):
         super().__init__()
         self.q, self.o, self.norm_q, self.k, self.v = q, o, norm_q, k, v
 
-    def add(self, x: Tensor, carried: Tensor) -> None:
+    def add(self, x: Tensor, carried: Tensor, attend: Attend) -> None:
         """Add to the residual stream ``(tokens, dim)`` what it gets from the context."""
-        normed = rms_norm(self.q.after_norm(x, carried), self.norm_q)
-        q = rearrange(normed, "l (n d) -> 1 n l d", n=self.k.shape[0])
-        attended = F.scaled_dot_product_attention(q, self.k[None], self.v[None])
-        self.o.add(x, rearrange(attended, "1 n l d -> l (n d)"))
+        q = rms_norm(self.q.after_norm(x, carried), self.norm_q).view(1, len(x), *self.k.shape[2:])
+        self.o.add(x, attend(q, self.k, self.v)[0].flatten(1))
 
 
 class FoldedBlock(nn.Module):
@@ -84,9 +81,10 @@ class FoldedBlock(nn.Module):
         self.self_attn, self.cross_attn, self.wide, self.narrow = self_attn, cross_attn, wide, narrow
         self.carried = nn.ParameterList(nn.Parameter(c, requires_grad=False) for c in carried)
 
-    def forward(self, x: Tensor, rope: Rope, attend: Attend, at_once: int) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, attend_all: Attend, at_once: int) -> Tensor:
         """Take the residual stream ``(B, L, dim)`` through the block, in place; returns it.
 
+        ``attend``: the routed attention of this layer. ``attend_all``: every query to every key.
         What is done to each token by itself is done to ``at_once`` tokens at a time, which then stay in a CPU's cache from one
         operation to the next, and need little memory anywhere.
         """
@@ -96,7 +94,7 @@ class FoldedBlock(nn.Module):
             rows = x[b, s]
             self.self_attn.o.add(rows, attended[b, s].flatten(1))
             if self.cross_attn is not None:
-                self.cross_attn.add(rows, second)
+                self.cross_attn.add(rows, second, attend_all)
             self.narrow.add_hidden(rows, self.wide.hidden(rows, third))
         return x
 
