@@ -16,41 +16,18 @@ from pathlib import Path
 
 import torch
 from clock import now
+from peer_nets import RRDBNet
+from random_models import TINY, random_tiny, tiny_routing
 from torch.profiler import ProfilerActivity, profile
 
 from oasis_core.attention import backends
 from oasis_core.color import ColorCorrector
 from oasis_core.frame_groups import FrameGroup
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.model.graphs import Graphs
 from oasis_core.pipeline import Upscaler, UpscaleSettings
-from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.routing import RoutingSpec
 
-TINY = OasisConfig(
-    "oasis-tiny", unshuffle=(1, 8, 8), latent_channels=64, dim=256, depth=10, heads=8, ffn_dim=768, freq_dim=64,
-    rope_theta=100.0, faithful_timestep=998.0, decoder=PixelDecoderConfig(width=64, blocks=5, residual=True),
-)  # fmt: skip
-"""configs/oasis-tiny.toml."""
 HEIGHT, WIDTH = 180, 320
-
-
-def tiny_routing(config: OasisConfig) -> RoutingSpec:
-    """The shares of configs/oasis-tiny.toml: one head of all global, 6 of 80 within their frame, the rest windows."""
-    g, i, w = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
-    rest = (w,) * (config.heads - 1)
-    kinds = [g] + [i] * round(0.075 * config.heads * config.depth)
-    layers = [(kind, *rest) for kind in kinds] + [(w, *rest)] * config.depth
-    return RoutingSpec(tuple(layers[: config.depth]))
-
-
-def build(device: torch.device, dtype: torch.dtype, config: OasisConfig = TINY) -> OasisModel:
-    torch.manual_seed(0)
-    model = OasisModel(config)
-    model.init_weights()
-    for p in model.parameters():
-        if not p.any():
-            torch.nn.init.normal_(p, std=0.02)
-    return model.to(device, dtype).eval().requires_grad_(False)
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
@@ -116,10 +93,11 @@ def main() -> None:
     parser.add_argument("--attention", default="auto", help="a backend")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--plain", action="store_true", help="neither folded nor as graphs")
+    parser.add_argument("--peer", action="store_true", help="Real-ESRGAN x4plus's network, too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    model, routing = build(device, dtype), tiny_routing(TINY)
+    model, routing = random_tiny(device, dtype), tiny_routing(TINY)
     model.dit.attention = backends.backend_for(args.attention, device)
     up = Upscaler(model, routing, UpscaleSettings())
     if not args.plain:
@@ -127,6 +105,10 @@ def main() -> None:
         model.dit.graphs = Graphs() if device.type == "cuda" else None
     with torch.inference_mode():
         done = stages(up, device, args.rounds)
+        if args.peer:
+            other = RRDBNet().to(device, dtype).eval().to(memory_format=torch.channels_last)
+            still = torch.rand(1, 3, HEIGHT, WIDTH, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+            done["Real-ESRGAN x4plus"] = seconds(lambda: other(still), device, max(1, args.rounds // 3)) * 1000
         for name, ms in done.items():
             print(f"{name}: {ms:.3f} ms a frame", flush=True)
         if device.type == "cuda":

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from full_size import TRUE_SIZE, Device, fill
+from random_models import FULL, random_transformer, routings
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -27,14 +27,9 @@ from oasis_core.model import rows
 from oasis_core.model.dit import DiT
 from oasis_core.model.folded_linear import missing_fp8
 from oasis_core.model.graphs import Graphs
-from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.routing import RoutingSpec
 
-DEPTH, HEADS = TRUE_SIZE.depth, TRUE_SIZE.heads
-ROUTINGS = {
-    "third": RoutingSpec.by_ratio(DEPTH, HEADS, 1 / 3, 1 / 3),
-    "dense": RoutingSpec.uniform(DEPTH, HEADS, HeadPattern.GLOBAL),
-    "window": RoutingSpec.uniform(DEPTH, HEADS, HeadPattern.WINDOW),
-}
+ROUTINGS = routings(FULL)
 KINDS = {
     "attention": ("fmha", "flash", "sdpa", "window", "attention", "fwd_kernel"),
     "products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "gemv"),
@@ -57,11 +52,7 @@ def timed(work: Callable[[], object], rounds: int = 5) -> float:
 
 def build(routing: RoutingSpec | None, name: str, fp8: bool = False) -> DiT:
     """A random transformer, folded for ``routing`` if given."""
-    on = Device(torch.device("cuda"), torch.bfloat16)
-    with torch.device("meta"):
-        dit = DiT(TRUE_SIZE)
-    torch.manual_seed(0)
-    fill(dit, on)
+    dit = random_transformer(FULL, torch.device("cuda"), torch.bfloat16)
     dit.attention = backends.backend_for(name, torch.device("cuda"))
     if routing is not None:
         dit.fold(routing, fp8=fp8)
@@ -85,7 +76,7 @@ def variants(z: Tensor, name: str, only: str) -> dict[str, float]:
         with patch.object(rows, "_has_triton", lambda: False):
             note(f"{key}, folded, no Triton", dit, routing)
         note(f"{key}, folded", dit, routing)
-        for at_once in (8192, 32768, 1 << 20) if key == "third" else ():
+        for at_once in (8192, 32768, 1 << 20) if key == "routed" else ():
             note(f"{key}, folded, slices of {at_once}", dit, routing, at_once)
         with patch.object(dit_module, "worth_graphs", lambda *_: True):
             dit.graphs = Graphs()
@@ -166,12 +157,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="products,variants,kernels")
     parser.add_argument("--attention", default="auto")
-    parser.add_argument("--routing", default="", help="only those whose name holds this: dense, third, window")
+    parser.add_argument("--routing", default="", help="only those whose name holds this: dense, routed, window")
     parser.add_argument("--case", default="33x720x1280")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     frames, height, width = (int(n) for n in args.case.split("x"))
-    shape = (1, TRUE_SIZE.latent_channels, 1 + (frames - 1) // 4, height // 8, width // 8)
+    shape = (1, FULL.latent_channels, 1 + (frames - 1) // 4, height // 8, width // 8)
     z = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     print(torch.cuda.get_device_name(), torch.__version__, shape, flush=True)
     record: dict[str, object] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "case": args.case}

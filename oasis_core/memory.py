@@ -45,7 +45,8 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
         transformer = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
         return transformer + images + config.unshuffle[0] * pixels * 2 * config.decoder.hr_width * element
     gathers = gathers_windows(upscaler.model)
-    transformer = transformer_memory(config, grid, element, upscaler.routing, gathers)
+    folded = upscaler.model.dit.folded is not None
+    transformer = transformer_memory(config, grid, element, upscaler.routing, gathers, folded)
     decoder = upscaler.model.decoder
     if isinstance(decoder, MissingDecoder):
         return max(transformer, images)
@@ -67,23 +68,26 @@ def gathers_windows(model: OasisModel) -> bool:
 
 
 def transformer_memory(
-    config: OasisConfig, grid: TokenGrid, element: int, routing: RoutingSpec | ShotRoutings, gathers: bool = True
-) -> int:
+    config: OasisConfig, grid: TokenGrid, element: int, routing: RoutingSpec | ShotRoutings, gathers: bool = True,
+    folded: bool = True,
+) -> int:  # fmt: skip
     """Bytes of activations of one step on ``grid``, in numbers of ``element`` bytes, off the CPU: the largest of three moments.
 
-    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time q, k, v in one, q
-    and k normed, one of them turned, and five fp32 tensors that RoPE needs. In it: the same four, the output of each kind of
+    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time one of them normed
+    and five fp32 tensors that RoPE needs (not folded: q, k, v once more, both normed, and one turned). In it: the same four, the output of each kind of
     head and of all, the window's copies. After it: the stream, the output, and the feed-forward layer in slices. The tables
     of RoPE are always there.
 
     Args:
-        gathers: windows are gathered (``sdpa.window_attention``), not read in place.
+        gathers: windows are gathered (``sdpa.window_attention``), not read in place. folded: the weights are
+            (``model.fold``).
     """
     every = grid.length * config.dim
     few = -(-grid.length // -(-grid.length // DEVICE_TOKENS))  # slices are of equal size
     tables = 2 * grid.length * config.head_dim * 4
     rope = 5 * 4 // element  # in numbers of ``element`` bytes
-    before = (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
+    joined = 4 * every + few * (1 + rope) * config.dim
+    before = joined if folded else (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
     after = 2 * every + few * (3 * config.dim + 2 * config.ffn_dim)
     if isinstance(routing, RoutingSpec):
         layers, window = set(routing.layers), routing.window

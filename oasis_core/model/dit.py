@@ -20,7 +20,7 @@ from ..routing.extent import Extent
 from ..routing.spec import Pattern, RoutingSpec
 from .config import OasisConfig
 from .fold import FoldedFor, fold
-from .graphs import Graphs, plain, worth_graphs
+from .graphs import Graphs, Step, plain, worth_graphs
 from .layers import Block, Head, rope_table, timestep_embedding
 
 CPU_TOKENS = 1024
@@ -162,7 +162,8 @@ class DiT(nn.Module):
 
             return self.blocks[layer](x, rope, attend, self._attend_all, at_once)
 
-        steps = (self.tokens, *(partial(step, layer) for layer in range(self.config.depth)), self.head)
+        blocks = (partial(step, layer) for layer in range(self.config.depth))
+        steps: tuple[Step, ...] = (self.tokens, *blocks, self.head)
         if self.graphs is None or not self._fits_graphs(z, grid, routing.window):
             return plain(z, steps, poll)
         weights = tuple(p.data_ptr() for p in self.parameters())

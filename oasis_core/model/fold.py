@@ -112,8 +112,8 @@ class _Folding:
         places = torch.arange(a.q.in_features, device=a.q.weight.device).reshape(a.heads, -1)[order].flatten()
         split = [(w[places], b[places]) for w, b in (_after_norm(layer, shift, scale) for layer in (a.q, a.k, a.v))]
         qkv = self._linear(torch.cat([w for w, _ in split]), torch.cat([b for _, b in split]))
-        norms = (frozen(n.weight[places]) for n in (a.norm_q, a.norm_k))
-        return FoldedSelfAttention(qkv, self._out(a.o, gate, places), *norms, a.heads)
+        norm_q, norm_k = (frozen(n.weight[places]) for n in (a.norm_q, a.norm_k))
+        return FoldedSelfAttention(qkv, self._out(a.o, gate, places), norm_q, norm_k, a.heads)
 
     def _cross_attention(self, norm: nn.LayerNorm, a: CrossAttention, context: Tensor) -> FoldedCrossAttention:
         q = self._linear(*_after_norm(a.q, norm.bias.float(), norm.weight.float()))
