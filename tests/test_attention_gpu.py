@@ -6,12 +6,14 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from oasis_core.attention import TokenGrid, routed_attention
 from oasis_core.attention.backends import BACKENDS, NAMES, backend_for
 from oasis_core.attention.problem import EVERYTHING, OWN_FRAME, Problem
 from oasis_core.attention.reference import reference_attention
+from oasis_core.model import layers
 from oasis_core.routing import Extent, HeadPattern
 
 pytestmark = pytest.mark.gpu
@@ -55,7 +57,13 @@ def test_the_window_kernel_on_random_grids_and_windows(head_dim: int, dtype: tor
 @pytest.mark.parametrize("extent", [EVERYTHING, OWN_FRAME, Extent(3, 5, 5)], ids=str)
 def test_every_backend_equals_the_reference_or_says_why_not(name: str, dtype: torch.dtype, extent: Extent) -> None:
     backend, ran = BACKENDS[name], 0
-    for shape, head_dim in (((1, 1, 7), 32), ((3, 9, 10), 32), ((2, 17, 19), 64), ((5, 16, 16), 128), ((2, 31, 33), 128)):
+    for shape, head_dim in (
+        ((1, 1, 7), 32),
+        ((3, 9, 10), 32),
+        ((2, 17, 19), 64),
+        ((5, 16, 16), 128),
+        ((2, 31, 33), 128),
+    ):
         grid = TokenGrid(*shape)
         q, k, v = random_inputs(grid, 3, head_dim, dtype, head_dim)
         problem = Problem.of(q, k, v, grid, extent)
@@ -77,7 +85,13 @@ def test_mixed_heads_whatever_is_chosen(name: str) -> None:
         backend = backend_for(name, CUDA)
     except ValueError as e:
         pytest.skip(str(e))
-    extents = (HeadPattern.WINDOW, HeadPattern.GLOBAL, Extent(3, None, None), HeadPattern.INTRA_FRAME, Extent(None, 3, 3))
+    extents = (
+        HeadPattern.WINDOW,
+        HeadPattern.GLOBAL,
+        Extent(3, None, None),
+        HeadPattern.INTRA_FRAME,
+        Extent(None, 3, 3),
+    )
     grid = TokenGrid(4, 18, 21)
     q, k, v = random_inputs(grid, len(extents), 64, torch.bfloat16, 0)
     got = routed_attention(q, k, v, grid, extents, (3, 5, 5), backend)
@@ -111,3 +125,24 @@ def test_a_window_beyond_two_thousand_million_numbers() -> None:
     got, _ = window_attention(q, q, q, grid, (3, 5, 5))
     truth, _ = reference_attention(*(q.double(),) * 3, grid, HeadPattern.WINDOW, (3, 5, 5))
     assert relative(got, truth) < ERROR[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize(("heads", "head_dim"), [(12, 128), (8, 32), (3, 18)])
+def test_norm_and_rotation_as_one_kernel(heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    grid, dim = TokenGrid(3, 7, 11), heads * head_dim
+    g = torch.Generator("cuda").manual_seed(0)
+    whole = torch.randn(2, grid.length, 3 * dim, generator=g, device=CUDA).to(dtype)
+    gains = [torch.randn(dim, generator=g, device=CUDA).to(dtype) for _ in range(2)]
+    rope = layers.rope_table(grid, head_dim, 10000.0, CUDA)
+    q, k, v = whole.clone().chunk(3, -1)
+    truth = [
+        layers.apply_rope(F.rms_norm(x.float(), (dim,), w.float(), layers.EPS).unflatten(-1, (heads, -1)), rope)
+        for x, w in ((q, gains[0]), (k, gains[1]))
+    ]
+    with torch.inference_mode():
+        assert layers.fused(whole)
+        q, k, rest = whole.chunk(3, -1)
+        for got, true in zip(layers.norm_rope(q, k, *gains, rope, heads), truth, strict=True):
+            assert relative(got, true.double()) < ERROR[dtype]
+    assert torch.equal(rest, v)

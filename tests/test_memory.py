@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import types
 import weakref
-from math import prod
 
 import pytest
 import torch

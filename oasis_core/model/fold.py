@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..routing.spec import RoutingSpec, grouped_order
-from .layers import EPS, Block, CrossAttention, Head, apply_rope
+from .layers import EPS, Block, CrossAttention, Head, apply_rope, fused, norm_rope
 
 if TYPE_CHECKING:
     from .dit import DiT
@@ -143,6 +143,8 @@ class FoldedBlock(nn.Module):
         """q, k, v ``(B, L, N, D)`` of ``x`` (B, L, dim), heads in the order of their patterns."""
         a = self.self_attn
         q, k, v = a.qkv(_norm(x)).chunk(3, dim=-1)
+        if fused(q):
+            return *norm_rope(q, k, a.norm_q, a.norm_k, rope, a.heads), v.unflatten(-1, (a.heads, -1))
         q, k = F.rms_norm(q, q.shape[-1:], a.norm_q, EPS), F.rms_norm(k, k.shape[-1:], a.norm_k, EPS)
         q, k, v = (y.unflatten(-1, (a.heads, -1)) for y in (q, k, v))
         return apply_rope(q, rope), apply_rope(k, rope), v
