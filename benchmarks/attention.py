@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from oasis_core.attention.problem import EVERYTHING, OWN_FRAME, Problem
 from oasis_core.attention.reference import reference_attention
 from oasis_core.attention.triton_window import WindowConfig, config_for, window_attention
 from oasis_core.attention.window_plan import plan_window
+from oasis_core.model.layers import EPS, apply_rope, norm_rope, rope_table
 from oasis_core.routing import Extent, HeadPattern
 
 WINDOW = (3, 5, 5)
@@ -62,12 +64,16 @@ SMALL = (
     C(64, 32, 4, 3), C(64, 32, 4, 4), C(64, 128, 4, 2), C(32, 32, 2, 2), C(32, 32, 2, 3), C(32, 64, 2, 2),
     C(32, 32, 1, 2), C(16, 32, 1, 2), C(16, 32, 1, 3),
 )  # fmt: skip
-SINGLE = (C(64, 32, 4, 2), C(32, 32, 4, 2), C(64, 64, 8, 2), C(32, 32, 2, 2))
+SINGLE = (
+    C(64, 32, 4, 2), C(32, 32, 4, 2), C(64, 64, 8, 2), C(32, 32, 2, 2), C(64, 32, 4, 2, precision="tf32x3"),
+    C(64, 64, 4, 2, precision="tf32x3"), C(32, 32, 2, 2, precision="tf32x3"), C(64, 32, 4, 3, precision="tf32x3"),
+)  # fmt: skip
 SIZES = (
     Size("12 x 128, 9x45x80, bf16", (9, 45, 80), 12, 128, "bf16", LARGE),
     Size("8 x 32, 16x45x80, bf16", (16, 45, 80), 8, 32, "bf16", SMALL),
     Size("8 x 64, 9x45x80, bf16", (9, 45, 80), 8, 64, "bf16", LARGE[:5] + SMALL[3:8]),
     Size("8 x 32, 16x45x80, fp32", (16, 45, 80), 8, 32, "fp32", SINGLE),
+    Size("12 x 128, 5x45x80, fp32", (5, 45, 80), 12, 128, "fp32", SINGLE),
 )
 SHAPES = ((5, 13, 19), (1, 17, 33), (3, 1, 40), (9, 8, 8))
 
@@ -168,6 +174,26 @@ def backend_times(size: Size) -> list[dict[str, object]]:
     return rows
 
 
+def qk_times(size: Size) -> list[dict[str, object]]:
+    """Norm and rotation of q and k, in torch and as one kernel."""
+    grid, dim = TokenGrid(*size.grid), size.heads * size.head_dim
+    rope = rope_table(grid, size.head_dim, 10000.0, torch.device("cuda"))
+    whole = torch.randn(1, grid.length, 3 * dim, device="cuda", dtype=DTYPES[size.dtype])
+    q, k, _ = whole.chunk(3, -1)
+    gain = torch.ones(dim, device="cuda", dtype=whole.dtype)
+
+    def eager() -> None:
+        for x in (q, k):
+            apply_rope(F.rms_norm(x, (dim,), gain, EPS).unflatten(-1, (size.heads, -1)), rope)
+
+    moved = 4 * q.numel() * q.element_size() + 2 * rope[0].numel() * 4
+    fused = median(lambda: norm_rope(q, k, gain, gain, rope, size.heads))
+    return [
+        {"operation": "norm, rope", "backend": "torch", "ms": median(eager)},
+        {"operation": "norm, rope", "backend": "one kernel", "ms": fused, "tb_per_s": moved / fused / 1e9},
+    ]
+
+
 def table(results: dict[str, dict[str, list[dict[str, object]]]]) -> str:
     lines = []
     for name, parts in results.items():
@@ -184,8 +210,9 @@ def table(results: dict[str, dict[str, list[dict[str, object]]]]) -> str:
                 f"  error {row['error']:.1e}{'' if row['right'] else '  WRONG at ' + str(row['worst_at'])}"
             )
         for row in parts["backends"]:
-            what = row.get("refused") or row.get("failed") or f"{row['ms']:7.3f} ms  error {row['error']:.1e}"
-            lines.append(f"  {row['operation']:12} {row['backend']:11} {what}")
+            what = row.get("refused") or row.get("failed") or f"{row['ms']:7.3f} ms"
+            more = [f"{key} {row[key]:.2g}" for key in ("error", "tb_per_s") if key in row]
+            lines.append(f"  {row['operation']:12} {row['backend']:11} {what}  {' '.join(more)}")
     return "\n".join(lines)
 
 
@@ -201,7 +228,7 @@ def main() -> None:
     built, results = time.perf_counter() - began, {}
     for size in SIZES:
         mine = [result for (s, _), result in zip(jobs, checked, strict=True) if s is size]
-        results[size.name] = {"window": window_times(size, mine), "backends": backend_times(size)}
+        results[size.name] = {"window": window_times(size, mine), "backends": [*backend_times(size), *qk_times(size)]}
     facts = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,

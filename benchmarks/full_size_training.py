@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from clock import now
-from full_size import GIB, SMALL_SIZE, Device
+from full_size import GIB, SMALL_SIZE
 from random_models import FULL, fill
 
 from oasis_core.model import OasisModel

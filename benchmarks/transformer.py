@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from oasis_core.attention import TokenGrid, backends
 from oasis_core.attention.problem import EVERYTHING, Problem
 from oasis_core.model import dit as dit_module
-from oasis_core.model import rows
+from oasis_core.model import layers, rows
 from oasis_core.model.dit import DiT
 from oasis_core.model.folded_linear import missing_fp8
 from oasis_core.model.graphs import Graphs
@@ -73,7 +73,7 @@ def variants(z: Tensor, name: str, only: str) -> dict[str, float]:
     for key, routing in ((k, r) for k, r in ROUTINGS.items() if only in k):
         note(f"{key}, unfolded", build(None, name), routing)
         dit = build(routing, name)
-        with patch.object(rows, "_has_triton", lambda: False):
+        with patch.object(layers, "_has_triton", lambda: False):
             note(f"{key}, folded, no Triton", dit, routing)
         note(f"{key}, folded", dit, routing)
         for at_once in (8192, 32768, 1 << 20) if key == "routed" else ():

@@ -74,9 +74,9 @@ def transformer_memory(
     """Bytes of activations of one step on ``grid``, in numbers of ``element`` bytes, off the CPU: the largest of three moments.
 
     Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time one of them normed
-    and five fp32 tensors that RoPE needs (not folded: q, k, v once more, both normed, and one turned). In it: the same four, the output of each kind of
-    head and of all, the window's copies. After it: the stream, the output, and the feed-forward layer in slices. The tables
-    of RoPE are always there.
+    and five fp32 tensors that RoPE needs (not folded: q, k, v once more, both normed, and one turned). In it: the same four,
+    the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the feed-forward
+    layer in slices. The tables of RoPE are always there.
 
     Args:
         gathers: windows are gathered (``sdpa.window_attention``), not read in place. folded: the weights are
@@ -100,19 +100,17 @@ def transformer_memory(
 def _attended(
     config: OasisConfig, grid: TokenGrid, layer: tuple[Pattern, ...], window: tuple[int, int, int], gathers: bool
 ) -> int:
-    """Numbers that a layer's attention holds beside q, k and v: the outputs, kind after kind of head and then joined."""
+    """Numbers that a layer's attention holds beside q, k and v: the output of all heads, and what one kind of head needs
+    before it is there: its own output, for windows that of a band of rows after the copies that it was made from."""
     head = grid.length * config.head_dim
     kinds = Counter(extent_of(p, window) for p in layer)
-    most, done = (1 if len(kinds) == 1 else 2) * head * len(layer), 0
+    most = 0 if len(kinds) == 1 else head * max(kinds.values())
     for extent, heads in kinds.items():
         if gathers and (extent.h is not None or extent.w is not None):
             sides = zip(extent.axes, (grid.t, grid.h, grid.w), strict=True)
             t, h, w = (2 * side - 1 if e is None else e for e, side in sides)
-            copies = window_numbers(grid, heads, config.head_dim, (t, h, w))
-            # Bands of rows, joined, and cut into tokens again; or the bands so far and the copies for another.
-            most = max(most, done + max(3 * heads * head, heads * head + copies))
-        done += heads * head
-    return most
+            most = max(most, window_numbers(grid, heads, config.head_dim, (t, h, w)))
+    return head * len(layer) + most
 
 
 def tiny_decoder_memory(

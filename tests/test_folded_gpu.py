@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oasis_core.attention.backends import backend_for
-from oasis_core.model import OasisConfig, rows
+from oasis_core.model import OasisConfig, layers, rows
 from oasis_core.model.dit import DiT
 from oasis_core.model.folded_linear import FoldedLinear, Fp8Linear, missing_fp8
 from oasis_core.model.graphs import Graphs
@@ -81,7 +81,7 @@ def test_gelu_in_the_product_is_the_tanh_form(dtype: torch.dtype) -> None:
 def test_folded_equals_the_unfolded_on_the_cpu(
     dtype: torch.dtype, triton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "_has_triton", lambda: triton)
+    monkeypatch.setattr(layers, "_has_triton", lambda: triton)
     dit, z = random_dit(), torch.randn(2, *LATENT[1:])
     expected = dit(z, ROUTING, timestep=dit.timestep(0.5, z.device))
     folded = copy.deepcopy(dit).to(CUDA, dtype)

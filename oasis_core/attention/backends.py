@@ -36,7 +36,9 @@ class Sdpa(Backend):
             return give(sdpa.global_attention(q, k, v), out)
         if problem.operation is Operation.INTRA_FRAME:
             return give(sdpa.intra_frame_attention(q, k, v, problem.grid), out)
-        return give(sdpa.window_attention(q, k, v, problem.grid, problem.window), out)
+        if out is None and not problem.trained:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        return sdpa.window_attention(q, k, v, problem.grid, problem.window, out)
 
 
 class Cudnn(Backend):

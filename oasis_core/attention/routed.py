@@ -52,9 +52,9 @@ def routed_attention(
     parts, start = [], 0
     for kind in kinds:
         stop = start + patterns.count(kind)
-        some = [x[:, :, start:stop] for x in (q, k, v)]
-        place = None if out is None else out[:, :, start:stop]
-        parts.append(_run(*some, grid, extent_of(kind, window), backend, place))
+        heads = (slice(None), slice(None), slice(start, stop))
+        place = None if out is None else out[heads]
+        parts.append(_run(q[heads], k[heads], v[heads], grid, extent_of(kind, window), backend, place))
         start = stop
     return torch.cat(parts, dim=2) if out is None else out
 

@@ -15,6 +15,7 @@ Runs in Triton's interpreter too (``TRITON_INTERPRET=1``), slowly: that is how i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import triton
@@ -42,6 +43,8 @@ class WindowConfig:
     """Blocks of keys on their way at a time."""
     registers: int | None = None
     """For each thread at most: fewer let more tiles run beside each other, too few are spilled."""
+    precision: Literal["ieee", "tf32x3"] = "ieee"
+    """Of fp32 products: exact, or three products of the matrix units."""
 
 
 def config_for(head_dim: int, dtype: torch.dtype) -> WindowConfig:
@@ -84,7 +87,7 @@ def window_attention(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         grid.t, grid.h, grid.w, plan.h.tiles, plan.w.tiles,
         **_sizes(plan), D=d, DP=max(16, triton.next_power_of_2(d)), QUERIES=config.queries, KEYS=config.keys,
-        BY_BITS=plan.bits <= BITS, WIDE=wide, PRECISION="ieee", ALIGN=ALIGN,
+        BY_BITS=plan.bits <= BITS, WIDE=wide, PRECISION=config.precision, ALIGN=ALIGN,
         num_warps=config.warps, num_stages=config.stages,
         **({} if config.registers is None else {"maxnreg": config.registers}),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folded_linear import FoldedLinear
-from .layers import EPS, apply_rope
+from .layers import EPS, apply_rope, fused, norm_rope
 from .rows import rms_norm
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -22,6 +22,9 @@ Rope = tuple[Tensor, Tensor]
 
 def norm_and_turn(q: Tensor, k: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Rope) -> None:
     """RMS norm over all heads and RoPE, in place, of q and k ``(L, N, D)``, channels of a token side by side."""
+    if fused(q):
+        norm_rope(q.flatten(1)[None], k.flatten(1)[None], norm_q, norm_k, rope, q.shape[1])
+        return
     for x, weight in ((q, norm_q), (k, norm_k)):
         normed = F.rms_norm(x.flatten(1), weight.shape, weight, EPS).unflatten(1, x.shape[1:])
         x.copy_(apply_rope(normed[None], rope)[0])

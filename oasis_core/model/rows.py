@@ -5,29 +5,16 @@ All take rows ``(tokens, channels)`` with the channels side by side, and have no
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import EPS
+from .layers import EPS, fused
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = torch.finfo(E4M3).max
 LEAST_SCALE = 1e-12 / E4M3_MAX
 """Of a row of zeros."""
-
-
-def fused(x: Tensor) -> bool:
-    """Whether each is one Triton kernel: on NVIDIA GPUs with Triton, but for compilations, which fuse themselves."""
-    return x.is_cuda and not torch.compiler.is_compiling() and _has_triton()
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None and torch.version.cuda is not None
 
 
 def layer_norm(x: Tensor, bias: Tensor) -> Tensor:
