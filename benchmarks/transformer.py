@@ -1,6 +1,6 @@
 """What the full-size transformer's time goes to on a CUDA device: variants, single products, kernels by name.
 
-    python benchmarks/transformer.py --parts products,variants,kernels,fp8 --json out.json
+    python benchmarks/transformer.py --parts products,variants,kernels,fp8,compiled --json out.json
 
 Random weights; 33 frames of 720x1280 unless --case says otherwise. Parts by themselves take less than two minutes each.
 """
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -22,10 +24,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from oasis_core.attention import TokenGrid, backends
 from oasis_core.attention.problem import EVERYTHING, Problem
+from oasis_core.device import missing_fp8
 from oasis_core.model import dit as dit_module
 from oasis_core.model import layers, rows
 from oasis_core.model.dit import DiT
-from oasis_core.model.folded_linear import missing_fp8
+from oasis_core.model.fuse import fuse_model
 from oasis_core.model.graphs import Graphs
 from oasis_core.routing import RoutingSpec
 
@@ -84,6 +87,20 @@ def variants(z: Tensor, name: str, only: str) -> dict[str, float]:
         del dit
         if missing_fp8(z.device) is None:
             note(f"{key}, fp8", build(routing, name, fp8=True), routing)
+    return done
+
+
+def compiled(z: Tensor, name: str) -> dict[str, float]:
+    """Milliseconds of the unfolded transformer with torch.compile around its attention, and seconds until it runs."""
+    routing, model = ROUTINGS["routed"], SimpleNamespace(decoder=None)
+    model.dit = dit = random_transformer(FULL, z.device, z.dtype)
+    dit.attention = backends.backend_for(name, z.device)
+    fuse_model(model)  # type: ignore[arg-type]
+    began = time.perf_counter()
+    dit(z, routing)
+    torch.cuda.synchronize()
+    done = {"seconds to compile": time.perf_counter() - began, "ms": timed(lambda: dit(z, routing))}
+    print(f"routed, unfolded, compiled: {done}", flush=True)
     return done
 
 
@@ -168,6 +185,7 @@ def main() -> None:
     record: dict[str, object] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "case": args.case}
     work = {
         "products": lambda: products(shape[2] * shape[3] * shape[4] // 4),
+        "compiled": lambda: compiled(z, args.attention),
         "variants": lambda: variants(z, args.attention, args.routing),
         "kernels": lambda: kernels(z, args.attention, args.routing, False),
         "fp8": lambda: kernels(z, args.attention, args.routing, True),

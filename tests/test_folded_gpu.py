@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oasis_core.attention.backends import backend_for
+from oasis_core.device import missing_fp8
 from oasis_core.model import OasisConfig, layers, rows
 from oasis_core.model.dit import DiT
-from oasis_core.model.folded_linear import FoldedLinear, Fp8Linear, missing_fp8
+from oasis_core.model.folded_linear import FoldedLinear, Fp8Linear
 from oasis_core.model.graphs import Graphs
 from oasis_core.routing import RoutingSpec
 

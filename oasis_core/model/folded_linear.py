@@ -16,17 +16,6 @@ FP8_MULTIPLE = 16
 """Of channels that the fp8 product takes."""
 
 
-def missing_fp8(device: torch.device) -> str | None:
-    """Why fp8 cannot be had on a device, one line; None where it can."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return f"it needs an NVIDIA GPU of the Ada, Hopper or a newer kind and the model is on {device}; choose bf16"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 9):
-        name = torch.cuda.get_device_name(device)
-        return f"{name} has no fp8 units (Ada, Hopper and newer kinds do); choose bf16"
-    return None
-
-
 def frozen(tensor: Tensor) -> nn.Parameter:
     """A weight that is never trained."""
     return nn.Parameter(tensor, requires_grad=False)
