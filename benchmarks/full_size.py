@@ -22,12 +22,12 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from random_models import FULL, fill
 from torch import Tensor, nn
 
 from oasis_core.attention.backends import NAMES, backend_for
-from oasis_core.attention.sdpa import window_attention
 from oasis_core.jobs.fit import device_budget, fit, told
-from oasis_core.memory import transformer_memory, wan_decoder_memory, working_memory
+from oasis_core.memory import gathers_windows, transformer_memory, wan_decoder_memory, working_memory
 from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
 from oasis_core.model.fuse import fuse_model
@@ -35,9 +35,8 @@ from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing import HeadPattern, RoutingSpec
 
-TRUE_SIZE = OasisConfig("oasis-1.3b", context_length=512, decoder=WanDecoderConfig())
 SMALL_SIZE = replace(
-    TRUE_SIZE, name="small", dim=48, depth=2, heads=3, ffn_dim=64, freq_dim=16, decoder=WanDecoderConfig(width=8)
+    FULL, name="small", dim=48, depth=2, heads=3, ffn_dim=64, freq_dim=16, decoder=WanDecoderConfig(width=8)
 )
 CASES = ((33, 720, 1280), (33, 1088, 1920), (85, 720, 1280))
 SMALL_CASES = ((9, 64, 96),)
@@ -72,24 +71,13 @@ class Device:
         return {"ms": sorted(times[1:])[rounds // 2] * 1000, "peak_gib": peak}
 
 
-def fill(module: nn.Module, on: Device) -> nn.Module:
-    """Random weights, made on the device: what passes through keeps its size."""
-    module = module.to_empty(device=on.device).to(on.dtype)
-    for name, p in module.named_parameters():
-        spread = (p.shape[0] / p.numel()) ** 0.5 if p.ndim > 1 else 0.02
-        p.data.normal_(std=spread)
-        if p.ndim == 1 and ("norm" in name or name.endswith("gamma")):
-            p.data.add_(0 if name.endswith("bias") else 1)
-    return module.eval().requires_grad_(False)
-
-
 def build(config: OasisConfig, on: Device) -> OasisModel:
     """The model with its decoder, convolutions in the layout of their inputs."""
     with torch.device("meta"):
         model = OasisModel(config)
         assert isinstance(config.decoder, WanDecoderConfig)
         model.decoder = WanDecoder(config.decoder)
-    fill(model, on)
+    fill(model, on.device, on.dtype)
     for p in model.decoder.parameters():
         if p.ndim in (4, 5):
             last = torch.channels_last if p.ndim == 4 else torch.channels_last_3d
@@ -128,8 +116,7 @@ def stage_times(
     }
     element = pixels.element_size()
     held = weights_of(model) + (pixels.numel() + z_l.numel()) * element
-    gathers = model.dit.attention.window is window_attention
-    step = transformer_memory(config, model.dit.grid(z_l), element, routing, gathers)
+    step = transformer_memory(config, model.dit.grid(z_l), element, routing, gathers_windows(model))
     predicted = {"transformer": gib(held + step)}
     for n in (1, 2):
         state, work = wan_decoder_memory(decoder.config, height, width, n, decoder.plan, element)
@@ -190,7 +177,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --small runs on the CPU")
     else:
-        on, config, cases = Device(torch.device("cuda"), torch.bfloat16), TRUE_SIZE, CASES
+        on, config, cases = Device(torch.device("cuda"), torch.bfloat16), FULL, CASES
     if args.cases:
         cases = tuple((int(a), int(b), int(c)) for a, b, c in (case.split("x") for case in args.cases.split(",")))
     if args.limit and on.device.type == "cuda":

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 from clock import now
-from full_size import GIB, SMALL_SIZE, TRUE_SIZE, Device, fill
+from full_size import GIB, SMALL_SIZE
+from random_models import FULL, fill
 
 from oasis_core.model import OasisModel
 from oasis_core.model.decoders import WanDecoder
@@ -46,7 +47,7 @@ def build(config: TrainConfig, device: torch.device) -> OasisModel:
     assert isinstance(config.model.decoder, WanDecoderConfig)
     with torch.device("meta"):
         decoder = WanDecoder(config.model.decoder)
-    fill(decoder, Device(device, torch.float32))
+    fill(decoder, device, torch.float32)
     decoder.conv_out.weight.data *= 0.2
     model.attach_decoder(decoder)
     return model
@@ -98,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for rank in (0, 64):
             out = Path(folder) / str(rank)
-            model = SMALL_SIZE if args.small else TRUE_SIZE
+            model = SMALL_SIZE if args.small else FULL
             config = TrainConfig(
                 model, (stage,), data=str(args.data), out=str(out), lora_rank=rank, checkpoint_blocks=True,
                 decoder="random",

@@ -13,7 +13,6 @@ from enum import Enum
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from kornia.color import lab_to_rgb, rgb_to_lab
 from torch import Tensor
 
 WAVELET_LEVELS = 5
@@ -147,5 +146,7 @@ def _low_pass(x: Tensor) -> Tensor:
 
 def _lab(x: Tensor, y: Tensor, steady: Steady) -> Tensor:
     """a and b of ``(3, H, W)`` by ``_adain`` in CIELAB, L as it is."""
+    from kornia.color import lab_to_rgb, rgb_to_lab  # takes seconds to import
+
     lab_x, lab_y = rgb_to_lab(x.clamp(0, 1)), rgb_to_lab(y.clamp(0, 1))
     return lab_to_rgb(torch.cat([lab_x[:1], _adain(lab_x[1:], lab_y[1:], y, steady)]))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+FP8 = "fp8"
+"""Name of the format in which the transformer's matrices are fp8 and all else is bf16."""
+FP8_CAPABILITY = (8, 9)
+"""Compute capability from which NVIDIA's GPUs have fp8 units (Ada)."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,3 +38,25 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def choose_format(name: str, device: torch.device) -> tuple[torch.dtype, bool]:
+    """``choose_dtype``, and whether the transformer's matrices shall be fp8. Raises ValueError where the device has none."""
+    if name != FP8:
+        try:
+            return choose_dtype(name, device), False
+        except ValueError:
+            raise ValueError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}, {FP8}") from None
+    if why := missing_fp8(device):
+        raise ValueError(f"dtype fp8 cannot be used: {why}")
+    return torch.bfloat16, True
+
+
+def missing_fp8(device: torch.device) -> str | None:
+    """Why a device does not multiply fp8 matrices, one line; None where it does."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"it needs an NVIDIA GPU of the Ada, Hopper or a newer kind and the model is on {device}; choose bf16"
+    if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} has no fp8 units (Ada, Hopper and newer kinds do); choose bf16"
+    return None

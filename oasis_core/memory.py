@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 
 from .attention import TokenGrid
-from .attention.sdpa import window_attention, window_numbers
+from .attention.backends import SDPA
+from .attention.problem import Problem
+from .attention.sdpa import window_numbers
 from .model.config import OasisConfig, PixelDecoderConfig
 from .model.decoders import DecodePlan, MissingDecoder, TaehvDecoder, WanDecoder
 from .model.decoders.streaming import COARSE
 from .model.decoders.wan_layers import PAST
 from .model.dit import DEVICE_TOKENS
+from .model.oasis import OasisModel
 from .model.vae_config import TaehvConfig, WanDecoderConfig
 from .patchify import latent_length
 from .pipeline import Upscaler
 from .routing.auto import ShotRoutings
-from .routing.spec import HeadPattern, Pattern, RoutingSpec, extent_of
+from .routing.extent import Extent
+from .routing.spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of
 
 TOKEN_WIDTHS = 16
 """Tensors of the model's width alive at once for each token, measured on oasis-tiny in fp32 (5 and 33 frames)."""
@@ -40,8 +44,9 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     if isinstance(config.decoder, PixelDecoderConfig):
         transformer = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
         return transformer + images + config.unshuffle[0] * pixels * 2 * config.decoder.hr_width * element
-    gathers = upscaler.model.dit.attention.window is window_attention
-    transformer = transformer_memory(config, grid, element, upscaler.routing, gathers)
+    gathers = gathers_windows(upscaler.model)
+    folded = upscaler.model.dit.folded is not None
+    transformer = transformer_memory(config, grid, element, upscaler.routing, gathers, folded)
     decoder = upscaler.model.decoder
     if isinstance(decoder, MissingDecoder):
         return max(transformer, images)
@@ -54,24 +59,35 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     return state + max(transformer, work + given, images)
 
 
+def gathers_windows(model: OasisModel) -> bool:
+    """Whether window heads' keys are copied where the attention was chosen to run (``sdpa.py``), not read in place."""
+    attention, weight, config = model.dit.attention, model.project.weight, model.config
+    device = attention.device or weight.device
+    problem = Problem(TokenGrid(1, 1, 1), Extent(*DEFAULT_WINDOW), config.heads, config.head_dim, weight.dtype, device)
+    return attention.supports(problem) is None and attention.chosen(problem) is SDPA
+
+
 def transformer_memory(
-    config: OasisConfig, grid: TokenGrid, element: int, routing: RoutingSpec | ShotRoutings, gathers: bool = True
-) -> int:
+    config: OasisConfig, grid: TokenGrid, element: int, routing: RoutingSpec | ShotRoutings, gathers: bool = True,
+    folded: bool = True,
+) -> int:  # fmt: skip
     """Bytes of activations of one step on ``grid``, in numbers of ``element`` bytes, off the CPU: the largest of three moments.
 
-    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time q, k, v in one, q
-    and k normed, one of them turned, and five fp32 tensors that RoPE needs. In it: the same four, the output of each kind of
-    head and of all, the window's copies. After it: the stream, the output, and the feed-forward layer in slices. The tables
-    of RoPE are always there.
+    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time one of them normed
+    and five fp32 tensors that RoPE needs (not folded: q, k, v once more, both normed, and one turned). In it: the same four,
+    the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the feed-forward
+    layer in slices. The tables of RoPE are always there.
 
     Args:
-        gathers: windows are gathered (``sdpa.window_attention``), not read in place.
+        gathers: windows are gathered (``sdpa.window_attention``), not read in place. folded: the weights are
+            (``model.fold``).
     """
     every = grid.length * config.dim
     few = -(-grid.length // -(-grid.length // DEVICE_TOKENS))  # slices are of equal size
     tables = 2 * grid.length * config.head_dim * 4
     rope = 5 * 4 // element  # in numbers of ``element`` bytes
-    before = (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
+    joined = 4 * every + few * (1 + rope) * config.dim
+    before = joined if folded else (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
     after = 2 * every + few * (3 * config.dim + 2 * config.ffn_dim)
     if isinstance(routing, RoutingSpec):
         layers, window = set(routing.layers), routing.window
@@ -84,19 +100,17 @@ def transformer_memory(
 def _attended(
     config: OasisConfig, grid: TokenGrid, layer: tuple[Pattern, ...], window: tuple[int, int, int], gathers: bool
 ) -> int:
-    """Numbers that a layer's attention holds beside q, k and v: the outputs, kind after kind of head and then joined."""
+    """Numbers that a layer's attention holds beside q, k and v: the output of all heads, and what one kind of head needs
+    before it is there: its own output, for windows that of a band of rows after the copies that it was made from."""
     head = grid.length * config.head_dim
     kinds = Counter(extent_of(p, window) for p in layer)
-    most, done = (1 if len(kinds) == 1 else 2) * head * len(layer), 0
+    most = 0 if len(kinds) == 1 else head * max(kinds.values())
     for extent, heads in kinds.items():
         if gathers and (extent.h is not None or extent.w is not None):
             sides = zip(extent.axes, (grid.t, grid.h, grid.w), strict=True)
             t, h, w = (2 * side - 1 if e is None else e for e, side in sides)
-            copies = window_numbers(grid, heads, config.head_dim, (t, h, w))
-            # Bands of rows, joined, and cut into tokens again; or the bands so far and the copies for another.
-            most = max(most, done + max(3 * heads * head, heads * head + copies))
-        done += heads * head
-    return most
+            most = max(most, window_numbers(grid, heads, config.head_dim, (t, h, w)))
+    return head * len(layer) + most
 
 
 def tiny_decoder_memory(

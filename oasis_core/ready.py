@@ -9,8 +9,9 @@ import torch
 from .attention.backends import backend_for
 from .checkpoints import Checkpoint, load_checkpoint
 from .checkpoints.decoder import load_decoder
+from .jobs.fingerprint import hash_model
 from .model.fuse import fuse_model
-from .model.vae_config import WanDecoderConfig
+from .model.graphs import Graphs
 from .pipeline import Upscaler, UpscaleSettings
 from .routing.auto import NAME as AUTO
 from .routing.auto import AutoRouting, is_auto
@@ -56,22 +57,30 @@ def routing_of(text: str | None, checkpoint: Checkpoint) -> RoutingSpec | AutoRo
 
 def ready(
     checkpoint: Checkpoint, routing: RoutingSpec | AutoRouting, settings: UpscaleSettings, attention: str, compile: bool,
-    fold: bool = True,
+    fold: bool = True, fp8: bool = False,
 ) -> Upscaler:  # fmt: skip
     """The checkpoint's model, to be run where it is. It is changed in place.
 
     Args:
         attention: name of a backend. compile: first, which takes a minute.
-        fold: constants of full-size models become plain weights.
+        fold: what is constant for this routing and fidelity becomes plain weights (``model.fold``); on CUDA the
+            transformer then runs as graphs where it is small.
+        fp8: the transformer's matrices are.
 
     Raises:
-        ValueError: what the device cannot do, or as ``Upscaler`` does.
+        ValueError: what the device cannot do, fp8 for a routing that is decided as the clip runs, or as ``Upscaler`` does.
     """
     model = checkpoint.model
     model.dit.attention = backend_for(attention, model.project.weight.device)
     upscaler = Upscaler(model, routing, settings)
-    if fold and isinstance(checkpoint.config.decoder, WanDecoderConfig) and isinstance(routing, RoutingSpec):
-        model.dit.fold(routing, upscaler.fidelity)
+    if fp8 and not isinstance(routing, RoutingSpec):
+        raise ValueError(
+            "dtype fp8 needs a routing that is known beforehand; choose bf16, or another routing than auto"
+        )
+    if (fold or fp8) and isinstance(routing, RoutingSpec):
+        model.loaded_as = hash_model(model, fp8)
+        model.dit.fold(routing, upscaler.fidelity, fp8)
+        model.dit.graphs = Graphs() if model.project.weight.is_cuda else None
     if compile:
         fuse_model(model, dynamic=None)
     return upscaler

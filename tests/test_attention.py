@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from oasis_core.attention import TokenGrid, routed_attention, sdpa
-from oasis_core.attention.backends import BACKENDS
+from oasis_core.attention.backends import Sdpa
+from oasis_core.attention.problem import Operation
 from oasis_core.attention.reference import pattern_mask, reference_attention
 from oasis_core.routing import Extent, HeadPattern, RoutingSpec
 
@@ -127,15 +128,13 @@ def test_backends_need_no_more_than_their_three_operations_for_any_extent() -> N
     """So each runs them all: ``everywhere`` with fewer queries than keys, ``window`` with extents beyond the grid."""
     grid, seen = TokenGrid(3, 4, 5), []
 
-    def everywhere(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-        seen.append(("everywhere", q.shape[1], k.shape[1]))
-        return sdpa.global_attention(q, k, v, grid)
+    class Spy(Sdpa):
+        def run(self, problem, q, k, v, out=None):  # type: ignore[no-untyped-def]
+            is_window = problem.operation is Operation.WINDOW
+            seen.append(("window", problem.window) if is_window else ("everywhere", q.shape[1], k.shape[1]))
+            return super().run(problem, q, k, v, out)
 
-    def window(*args: object) -> torch.Tensor:
-        seen.append(("window", args[4]))
-        return sdpa.window_attention(*args)  # type: ignore[arg-type]
-
-    spy = type(BACKENDS["sdpa"])("spy", everywhere, sdpa.intra_frame_attention, window, lambda device: None)
+    spy = Spy()
     q, k, v = qkv(grid, 2, 8, torch.float32)
     routed_attention(q, k, v, grid, (Extent(3, None, None), Extent(None, 3, None)), (3, 5, 5), spy)
     assert seen == [("everywhere", 20, 40), ("everywhere", 20, 60), ("everywhere", 20, 40), ("window", (5, 3, 9))]

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from oasis_core.attention.backends import BACKENDS, NAMES, backend_for
+from oasis_core.attention import TokenGrid
+from oasis_core.attention.backends import BACKENDS, NAMES, SDPA, Sdpa, backend_for
+from oasis_core.attention.problem import Problem
 from oasis_core.cli import main
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.model.fuse import fuse_model
-from oasis_core.routing import RoutingSpec
+from oasis_core.routing import Extent, RoutingSpec
 
 CPU = torch.device("cpu")
 CONFIG = OasisConfig(
@@ -19,6 +21,10 @@ CONFIG = OasisConfig(
     decoder=PixelDecoderConfig(width=4, blocks=1, hr_width=4, hr_blocks=0),
 )  # fmt: skip
 ROUTING = RoutingSpec.by_ratio(2, 2, 0.5, 0.0)
+
+
+def problem(extent: Extent, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Problem:
+    return Problem(TokenGrid(3, 9, 10), extent, 2, 32, dtype, device)
 
 
 @pytest.fixture
@@ -31,7 +37,8 @@ def model() -> OasisModel:
 
 
 def test_every_backend_runs_or_says_what_it_needs() -> None:
-    assert backend_for("auto", CPU) is BACKENDS["sdpa"]
+    for operation in (Extent(None, None, None), Extent(1, None, None), Extent(3, 5, 5)):
+        assert backend_for("auto", CPU).chosen(problem(operation)) is SDPA
     assert set(NAMES) == {"auto", *BACKENDS}
     for name in ("cudnn", "flash-attn", "triton"):
         with pytest.raises(ValueError, match=f"attention {name} cannot be used: it needs an NVIDIA GPU"):
@@ -45,17 +52,14 @@ def test_the_model_runs_the_backend_that_it_is_given(model: OasisModel) -> None:
     expected = model(clip, ROUTING)
     seen: list[str] = []
 
-    def spy(name: str):  # type: ignore[no-untyped-def]
-        def run(*args: object) -> torch.Tensor:
-            seen.append(name)
-            return getattr(BACKENDS["sdpa"], name)(*args)
+    class Spy(Sdpa):
+        def run(self, problem, q, k, v, out=None):  # type: ignore[no-untyped-def]
+            seen.append(problem.operation.value)
+            return super().run(problem, q, k, v, out)
 
-        return run
-
-    names = ("everywhere", "intra_frame", "window")
-    model.dit.attention = type(BACKENDS["sdpa"])("spy", *(spy(n) for n in names), lambda device: None)
+    model.dit.attention = Spy()
     assert torch.equal(model(clip, ROUTING), expected)
-    assert seen == ["everywhere", "window"] * 2
+    assert seen == ["global", "window"] * 2
 
 
 @pytest.mark.slow

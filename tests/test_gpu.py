@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from oasis_core.attention import TokenGrid, routed_attention
-from oasis_core.attention.backends import BACKENDS
+from oasis_core.attention.backends import BACKENDS, backend_for
 from oasis_core.attention.reference import reference_attention
 from oasis_core.checkpoints import embedded_path, load_checkpoint
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
@@ -51,11 +51,12 @@ def test_attention_equals_the_reference(shape: tuple[int, int, int], pattern: He
 def test_every_backend_runs_any_extent(shape: tuple[int, int, int], text: str, name: str) -> None:
     if why := BACKENDS[name].missing(CUDA):
         pytest.skip(why)
+    backend = backend_for(name, CUDA)
     grid, extent = TokenGrid(*shape), Extent.parse(text)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, grid.length, 3, 64, generator=generator).bfloat16() for _ in range(3))
     expected, _ = reference_attention(q, k, v, grid, extent, (3, 5, 5))
-    got = routed_attention(q.cuda(), k.cuda(), v.cuda(), grid, (extent,) * 3, (3, 5, 5), BACKENDS[name]).cpu()
+    got = routed_attention(q.cuda(), k.cuda(), v.cuda(), grid, (extent,) * 3, (3, 5, 5), backend).cpu()
     torch.testing.assert_close(got.float(), expected, atol=2e-2, rtol=2e-2)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import types
 import weakref
-from math import prod
 
 import pytest
 import torch
@@ -204,4 +203,4 @@ def test_the_full_size_transformers_peak_is_predicted(grid: tuple[int, int, int]
 def test_what_reads_in_place_needs_less() -> None:
     grid, routing = TokenGrid(22, 68, 120), RoutingSpec.uniform(2, 12, W)
     gathered, read = (transformer_memory(CONFIG, grid, 2, routing, gathers) for gathers in (True, False))
-    assert gathered - read > prod((22, 68, 120)) * CONFIG.dim * 2
+    assert gathered > 1.1 * read

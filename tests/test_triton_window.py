@@ -15,28 +15,33 @@ SCRIPT = """
 import torch
 from oasis_core.attention import TokenGrid
 from oasis_core.attention.reference import reference_attention
-from oasis_core.attention.triton_window import window_attention
+from oasis_core.attention.triton_window import WindowConfig, window_attention
 from oasis_core.routing.spec import HeadPattern
 
-CASES = [  # grid, heads, channels, window, block, keys, dtype, tolerance
-    ((3, 9, 11), 2, 16, (3, 5, 5), (8, 8), 64, torch.float32, 2e-6),
-    ((1, 1, 1), 1, 16, (3, 5, 5), (4, 4), 16, torch.float32, 2e-6),
-    ((4, 5, 3), 3, 24, (5, 3, 7), (4, 8), 32, torch.float32, 2e-6),
-    ((2, 17, 16), 1, 32, (1, 1, 1), (8, 8), 64, torch.float32, 2e-6),
-    ((3, 8, 8), 2, 32, (3, 15, 15), (8, 8), 128, torch.float32, 2e-6),
-    ((3, 5, 4), 2, 16, (5, 9, 3), (4, 4), 64, torch.float32, 2e-6),  # all frames and rows, three columns
-    ((3, 5, 9), 1, 16, (5, 1, 1), (4, 4), 16, torch.float32, 2e-6),  # a column through time
-    ((2, 6, 10), 2, 20, (3, 5, 5), (8, 8), 64, torch.float16, 2e-3),
+CASES = [  # grid, heads, channels, window, (queries, keys), dtype, tolerance
+    ((3, 9, 11), 2, 16, (3, 5, 5), (64, 64), torch.float32, 2e-6),
+    ((1, 1, 1), 1, 16, (3, 5, 5), (16, 16), torch.float32, 2e-6),
+    ((4, 5, 3), 3, 24, (5, 3, 7), (32, 32), torch.float32, 2e-6),
+    ((2, 17, 16), 1, 32, (1, 1, 1), (64, 64), torch.float32, 2e-6),
+    ((3, 8, 8), 2, 32, (3, 15, 15), (64, 128), torch.float32, 2e-6),
+    ((3, 5, 4), 2, 16, (5, 9, 3), (16, 64), torch.float32, 2e-6),  # all frames and rows, three columns
+    ((3, 5, 9), 1, 16, (5, 1, 1), (16, 16), torch.float32, 2e-6),  # a column through time
+    ((2, 20, 30), 1, 16, (3, 25, 25), (64, 64), torch.float32, 2e-6),  # too many places for a word of bits
+    ((5, 13, 19), 1, 16, (3, 5, 5), (128, 64), torch.float32, 2e-6),  # tiles over several frames
+    ((2, 6, 10), 2, 20, (3, 5, 5), None, torch.float16, 2e-3),
 ]
 g = torch.Generator().manual_seed(0)
-for shape, n, d, window, block, keys, dtype, tolerance in CASES:
+for shape, n, d, window, sizes, dtype, tolerance in CASES:
     grid = TokenGrid(*shape)
     whole = torch.randn(2, grid.length, 3, n, d, generator=g).to(dtype)
     q, k, v = whole.unbind(2)  # strided, as slices of one projection are
-    got, lse = window_attention(q, k, v, grid, window, block, keys)
+    config = None if sizes is None else WindowConfig(*sizes, 4, 2)
+    wider = torch.full((2, grid.length, n + 2, d), 9.0, dtype=dtype)
+    got, lse = window_attention(q, k, v, grid, window, config, wider[:, :, 1 : n + 1], with_lse=True)
     expected, expected_lse = reference_attention(q, k, v, grid, HeadPattern.WINDOW, window)
     torch.testing.assert_close(got.float(), expected, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(lse, expected_lse, atol=tolerance, rtol=tolerance)
+    assert got.data_ptr() == wider[:, :, 1:].data_ptr() and (wider[:, :, [0, n + 1]] == 9).all()
 print("all equal")
 """
 

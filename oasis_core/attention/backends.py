@@ -1,122 +1,172 @@
-"""Which code runs the three operations. Each backend has one predicate, and is exact against ``reference.py``."""
+"""Which code runs the three operations; which of it ``auto`` takes for a problem. Measured numbers: docs/attention.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
+import logging
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import sdpa
-from .grid import TokenGrid
+from .backend import Backend, give, needs_nvidia
+from .flash import HALVES, FlashAttention, installed
+from .problem import Operation, Problem
 
-Whole = Callable[[Tensor, Tensor, Tensor, TokenGrid], Tensor]
-Window = Callable[[Tensor, Tensor, Tensor, TokenGrid, tuple[int, int, int]], Tensor]
-
-
-@dataclass(frozen=True)
-class Backend:
-    """The operations on q, k, v ``(B, L, N, D)`` in raster order, out ``(B, L, N, D)`` in their dtype."""
-
-    name: str
-    everywhere: Whole
-    """Every query sees every key; there may be fewer queries than keys."""
-    intra_frame: Whole
-    window: Window
-    missing: Callable[[torch.device], str | None]
-    """Why it cannot run on a device and what helps, one line; None where it can."""
+log = logging.getLogger(__name__)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention 4 (package flash-attn-4) on ``(B, L, N, D)``."""
-    from flash_attn.cute import flash_attn_func  # type: ignore[import-not-found]
+class Sdpa(Backend):
+    """torch's scaled_dot_product_attention with its own choice among its kernels; windows in tiles (``sdpa.py``).
 
-    out = flash_attn_func(q, k, v)
-    return out[0] if isinstance(out, tuple) else out
+    Runs everything everywhere, and has a backward pass.
+    """
+
+    name = "sdpa"
+    operations = frozenset(Operation)
+
+    def missing(self, device: torch.device) -> str | None:
+        return None
+
+    def supports(self, problem: Problem) -> str | None:
+        return None
+
+    def run(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+        if problem.operation is Operation.GLOBAL:
+            return give(sdpa.global_attention(q, k, v), out)
+        if problem.operation is Operation.INTRA_FRAME:
+            return give(sdpa.intra_frame_attention(q, k, v, problem.grid), out)
+        if out is None and not problem.trained:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        return sdpa.window_attention(q, k, v, problem.grid, problem.window, out)
 
 
-def _flash_everywhere(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
-    return _flash(q, k, v)
+class Cudnn(Backend):
+    """cuDNN's kernels through torch."""
 
+    name = "cudnn"
+    operations = frozenset({Operation.GLOBAL, Operation.INTRA_FRAME})
+    OLDEST = (8, 0)
+    """Compute capability that cuDNN's fused attention needs."""
+    WIDEST = 128
 
-def _flash_intra_frame(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
-    b, n, d = q.shape[0], *q.shape[2:]
-    out = _flash(*(x.reshape(b * grid.t, grid.frame, n, d) for x in (q, k, v)))
-    return out.reshape(b, grid.length, n, d)
+    def missing(self, device: torch.device) -> str | None:
+        if why := needs_nvidia(device):
+            return why
+        if not torch.backends.cudnn.is_available():
+            return "this torch has no cuDNN; choose sdpa or auto"
+        return None if torch.cuda.get_device_capability(device) >= self.OLDEST else "it needs an Ampere GPU or newer"
 
+    def supports(self, problem: Problem) -> str | None:
+        if why := self.outside(problem) or self.missing(problem.device):
+            return why
+        if problem.dtype not in HALVES:
+            return f"it computes in bf16 or fp16, not in {problem.dtype}"
+        if problem.head_dim % 8 or problem.head_dim > self.WIDEST:
+            return f"heads of {problem.head_dim} channels; it takes multiples of 8 up to {self.WIDEST}"
+        return None
 
-def _with_cudnn(function: Whole) -> Whole:
-    def run(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
+    def run(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return function(q, k, v, grid)
-
-    return run
+            return SDPA.run(problem, q, k, v, out)
 
 
-def _triton_window(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, window: tuple[int, int, int]) -> Tensor:
-    from .triton_window import window_attention  # Triton may be missing
+class TritonWindow(Backend):
+    """The window kernel (``triton_window.py``)."""
 
-    return window_attention(q, k, v, grid, window)[0]
+    name = "triton"
+    operations = frozenset({Operation.WINDOW})
+    OLDEST = (8, 0)
+    """Compute capability from which it compiles: asynchronous copies, bf16."""
+    WIDEST = 128
+    """Channels of a head: what fits the shared memory of consumers' GPUs, and is tested."""
+    DTYPES = (torch.float32, *HALVES)
 
+    def missing(self, device: torch.device) -> str | None:
+        if why := needs_nvidia(device):
+            return why
+        if not installed("triton"):
+            return "pip install triton (Windows: triton-windows), or choose sdpa or auto"
+        return None if torch.cuda.get_device_capability(device) >= self.OLDEST else "it needs an Ampere GPU or newer"
 
-def _needs_cuda(device: torch.device) -> str | None:
-    return (
-        None if device.type == "cuda" else f"it needs an NVIDIA GPU and the model is on {device}; choose sdpa or auto"
-    )
+    def supports(self, problem: Problem) -> str | None:
+        if why := self.outside(problem) or self.missing(problem.device):
+            return why
+        if problem.trained:
+            return "it has no backward pass"
+        if problem.dtype not in self.DTYPES:
+            return f"it computes in fp32, bf16 or fp16, not in {problem.dtype}"
+        if problem.head_dim > self.WIDEST:
+            return f"heads of {problem.head_dim} channels; it takes up to {self.WIDEST}"
+        return None
 
+    def run(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+        from .triton_window import window_attention  # Triton may be missing
 
-def _needs_cudnn(device: torch.device) -> str | None:
-    if why := _needs_cuda(device):
-        return why
-    return None if torch.backends.cudnn.is_available() else "this torch has no cuDNN; choose sdpa or auto"
-
-
-def _needs_flash(device: torch.device) -> str | None:
-    if why := _needs_cuda(device):
-        return why
-    return None if _installed("flash_attn.cute") else "pip install flash-attn-4 (Linux), or choose sdpa or auto"
-
-
-def _needs_triton(device: torch.device) -> str | None:
-    if why := _needs_cuda(device):
-        return why
-    return None if _installed("triton") else "pip install triton (Windows: triton-windows), or choose sdpa or auto"
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package above it
-        return False
+        return window_attention(q, k, v, problem.grid, problem.window, out=out)[0]
 
 
-SDPA = Backend("sdpa", sdpa.global_attention, sdpa.intra_frame_attention, sdpa.window_attention, lambda device: None)
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        SDPA,
-        Backend(
-            "cudnn", _with_cudnn(sdpa.global_attention), _with_cudnn(sdpa.intra_frame_attention),
-            sdpa.window_attention, _needs_cudnn,
-        ),
-        Backend("flash-attn", _flash_everywhere, _flash_intra_frame, sdpa.window_attention, _needs_flash),
-        Backend("triton", sdpa.global_attention, sdpa.intra_frame_attention, _triton_window, _needs_triton),
-    )
-}  # fmt: skip
+SDPA, CUDNN, FLASH, TRITON = Sdpa(), Cudnn(), FlashAttention(), TritonWindow()
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (SDPA, CUDNN, FLASH, TRITON)}
 """By the name that users give."""
 NAMES = ("auto", *BACKENDS)
-"""auto: torch's own choice among its kernels (``sdpa``): the others are not measured yet on the model that ships."""
+FASTEST: dict[Operation, tuple[Backend, ...]] = {
+    Operation.GLOBAL: (FLASH, CUDNN, SDPA),
+    Operation.INTRA_FRAME: (FLASH, CUDNN, SDPA),
+    Operation.WINDOW: (TRITON, SDPA),
+}
+"""What ``auto`` tries, fastest first, as measured on an H200 (docs/attention.md)."""
+
+
+class Choice(Backend):
+    """What a user chose: ``auto``, or a backend by name, which then runs every operation that it has or says why it cannot.
+
+    Operations that it has no code for are left to ``auto``'s choice.
+    """
+
+    operations = frozenset(Operation)
+
+    def __init__(self, named: Backend | None = None, device: torch.device | None = None) -> None:
+        self.name, self.device = "auto" if named is None else named.name, device
+        self._named = named
+        self._known: dict[Problem, Backend] = {}
+
+    def missing(self, device: torch.device) -> str | None:
+        return None if self._named is None else self._named.missing(device)
+
+    def supports(self, problem: Problem) -> str | None:
+        if self._named is None or self._named.outside(problem):
+            return None
+        return self._named.supports(problem)
+
+    def chosen(self, problem: Problem) -> Backend:
+        """What runs it. Raises ValueError, one line, where what was chosen cannot."""
+        if problem not in self._known:
+            if why := self.supports(problem):
+                raise ValueError(f"attention {self.name} cannot be used: {why}")
+            own = self._named is not None and self._named.outside(problem) is None
+            self._known[problem] = self._named if own and self._named is not None else fastest(problem)
+            log.info("%s attention runs on %s", problem.operation.value, self._known[problem].name)
+        return self._known[problem]
+
+    def run(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+        return self.chosen(problem).run(problem, q, k, v, out)
+
+
+def fastest(problem: Problem) -> Backend:
+    """The fastest backend that can run a problem, of those that were verified on hardware."""
+    if problem.device.type != "cuda" or problem.trained:
+        return SDPA
+    able = (b for b in FASTEST[problem.operation] if b.supports(problem) is None and b.verified(problem.device))
+    return next(able)  # sdpa runs everything
 
 
 def backend_for(name: str, device: torch.device) -> Backend:
     """The backend of that name. Raises ValueError, one line, where there is none or it cannot run on ``device``."""
     if name == "auto":
-        return SDPA
+        return Choice(device=device)
     if name not in BACKENDS:
         raise ValueError(f"attention is {name!r}; allowed: {', '.join(NAMES)}")
     if why := BACKENDS[name].missing(device):
         raise ValueError(f"attention {name} cannot be used: {why}")
-    return BACKENDS[name]
+    return Choice(BACKENDS[name], device)

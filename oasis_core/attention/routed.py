@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..routing.extent import Extent
 from ..routing.spec import Pattern, extent_of, grouped_order, kinds_of
-from .backends import SDPA, Backend
+from .backend import Backend
+from .backends import SDPA
 from .grid import TokenGrid
+from .problem import EVERYTHING, OWN_FRAME, Problem
 
 
 def routed_attention(
@@ -31,7 +33,7 @@ def routed_attention(
         ``(B, L, N, D)`` in q's dtype.
 
     Raises:
-        ValueError: a shape that does not fit the grid or the patterns.
+        ValueError: a shape that does not fit the grid or the patterns, or a backend that was asked for and cannot run it.
     """
     if q.shape[1] != grid.length or q.shape[2] != len(patterns):
         raise ValueError(f"q is {tuple(q.shape)}; expected (B, {grid.length}, {len(patterns)}, D) for grid {grid}")
@@ -41,14 +43,20 @@ def routed_attention(
         back = tuple(order.index(n) for n in range(len(order)))
         q, k, v = (x.index_select(2, _index(order, x.device)) for x in (q, k, v))
         return routed_attention(q, k, v, grid, grouped, window, backend).index_select(2, _index(back, q.device))
-    parts = []
-    start = 0
-    for kind in kinds_of(patterns):
+    kinds = kinds_of(patterns)
+    if len(kinds) == 1:
+        return _run(q, k, v, grid, extent_of(kinds[0], window), backend, None)
+    # Each kind writes its heads where they belong; a backward pass would rather have them joined.
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    out = None if trained else torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    parts, start = [], 0
+    for kind in kinds:
         stop = start + patterns.count(kind)
-        heads = (..., slice(start, stop), slice(None))
-        parts.append(_run(q[heads], k[heads], v[heads], grid, extent_of(kind, window), backend))
+        heads = (slice(None), slice(None), slice(start, stop))
+        place = None if out is None else out[heads]
+        parts.append(_run(q[heads], k[heads], v[heads], grid, extent_of(kind, window), backend, place))
         start = stop
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return torch.cat(parts, dim=2) if out is None else out
 
 
 @lru_cache(maxsize=256)
@@ -57,23 +65,24 @@ def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(heads, device=device)
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, extent: Extent, backend: Backend) -> Tensor:
-    """The operation that the extent is; those of the paper's patterns are each backend's own."""
-    if extent == Extent(None, None, None):
-        return backend.everywhere(q, k, v, grid)
-    if extent == Extent(1, None, None):
-        return backend.intra_frame(q, k, v, grid)
-    if extent.h is None and extent.w is None:
-        return _near_frames(q, k, v, grid, extent, backend)
-    t, h, w = (2 * s - 1 if e is None else e for e, s in zip(extent.axes, (grid.t, grid.h, grid.w), strict=True))
-    return backend.window(q, k, v, grid, (t, h, w))
+def _run(
+    q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, extent: Extent, backend: Backend, out: Tensor | None
+) -> Tensor:
+    """The heads of one kind, into ``out`` where there is one."""
+    if extent.h is None and extent.w is None and extent not in (EVERYTHING, OWN_FRAME):
+        return _near_frames(q, k, v, grid, extent, backend, out)
+    return backend.run(Problem.of(q, k, v, grid, extent), q, k, v, out)
 
 
-def _near_frames(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, extent: Extent, backend: Backend) -> Tensor:
+def _near_frames(
+    q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, extent: Extent, backend: Backend, out: Tensor | None
+) -> Tensor:
     """Whole frames near in time: in raster order the keys of a frame's queries are one slice, so nothing is masked."""
     reach, size = extent.reach((grid.t, grid.h, grid.w))[0], grid.frame
-    frames = []
+    problem, frames = Problem.of(q, k, v, grid, EVERYTHING), []
     for t in range(grid.t):
+        own = slice(t * size, (t + 1) * size)
         seen = slice(max(0, t - reach) * size, min(grid.t, t + reach + 1) * size)
-        frames.append(backend.everywhere(q[:, t * size : (t + 1) * size], k[:, seen], v[:, seen], grid))
-    return torch.cat(frames, dim=1)
+        place = None if out is None else out[:, own]
+        frames.append(backend.run(problem, q[:, own], k[:, seen], v[:, seen], place))
+    return torch.cat(frames, dim=1) if out is None else out

@@ -29,7 +29,7 @@ WINDOW_KEY_BUDGET_ELSE = 64 * 2**20
 """On other devices: bounds the window operation's memory."""
 
 
-def global_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
+def global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Every query sees every key."""
     q, k, v = (rearrange(x, "b l n d -> b n l d") for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l n d")
@@ -41,12 +41,16 @@ def intra_frame_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> T
     return rearrange(F.scaled_dot_product_attention(q, k, v), "(b t) n s d -> b (t s) n d", t=grid.t)
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, window: tuple[int, int, int]) -> Tensor:
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, window: tuple[int, int, int], out: Tensor | None = None
+) -> Tensor:
     """Every query sees the sliding (Pt, Ph, Pw) neighbourhood around it, truncated at the borders.
 
     Queries go in tiles of one frame x 8 x 8 (a small frame is one tile). A tile's keys and values are its halo, gathered
     by overlapping views of the padded grid; an additive mask, shared by batch, frames and heads, cuts the exact
     neighbourhood out. In time the halo is sliced, not masked: the first and last frames run with fewer keys.
+
+    ``out``: where the output goes, band of tiles after band, which needs less memory; there is no backward pass then.
     """
     tiling = _Tiling.of(grid, window)
     q, k, v = (rearrange(x, "b (t h w) n d -> b t n h w d", t=grid.t, h=grid.h) for x in (q, k, v))
@@ -55,11 +59,20 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, window: t
     per_row = tiling.halo_size * tiling.counts[1] * q.shape[0] * q.shape[2] * q.shape[5]
     rows = max(1, budget // (per_row * grid.t))
     bands = []
+    place = None if out is None else rearrange(out, "b (t h w) n d -> b t n h w d", t=grid.t, h=grid.h)
     for start in range(0, tiling.counts[0], rows):
         band = slice(start, min(tiling.counts[0], start + rows))
         count = band.stop - band.start
         most = max(1, budget // (per_row * count * window[0]))
-        bands.append(_band(q, k, v, tiling, window[0], band, mask[band].flatten(0, 1), most))
+        done = _band(q, k, v, tiling, window[0], band, mask[band].flatten(0, 1), most)
+        if place is None:
+            bands.append(done)
+        else:
+            rows_of = place[:, :, :, band.start * tiling.tile[0] : band.stop * tiling.tile[0]]
+            rows_of.copy_(done[:, :, :, : rows_of.shape[3], : grid.w])
+        del done
+    if out is not None:
+        return out
     whole = (bands[0] if len(bands) == 1 else torch.cat(bands, dim=3))[:, :, :, : grid.h, : grid.w]
     return rearrange(whole, "b t n h w d -> b (t h w) n d")
 

@@ -1,5 +1,5 @@
 """The commands' names for what ``oasis_core.device`` does."""
 
-from ..device import DTYPES, choose_device, choose_dtype
+from ..device import DTYPES, choose_device, choose_dtype, choose_format
 
-__all__ = ["DTYPES", "choose_device", "choose_dtype"]
+__all__ = ["DTYPES", "choose_device", "choose_dtype", "choose_format"]

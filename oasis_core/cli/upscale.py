@@ -22,7 +22,7 @@ from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
 from . import on_ray
 from .batch import is_done, pairs
-from .device import choose_device, choose_dtype
+from .device import choose_device, choose_format
 from .job import INCOMPLETE, Job, routing_text, tell
 
 
@@ -68,7 +68,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "none (it is progressive in truth); default: refuse it",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto, fp32, bf16, fp16 or fp8 (Ada, Hopper: faster, a little less exact)"
+    )
     parser.add_argument(
         "--attention", default="auto", help=f"what computes the attention: {', '.join(ATTENTION_NAMES)}"
     )
@@ -176,7 +178,7 @@ def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     reader = VideoReader(job.source, job.fps, job.deinterlace)
     reader.check_progressive()
     device = choose_device(job.device)
-    dtype = choose_dtype(job.dtype, device)
+    dtype, fp8 = choose_format(job.dtype, device)
     checkpoint = load_with_decoder(resolve(job.model), job.decoder, device, dtype, job.allow_untrained)
     routing = routing_of(routing_text(job.routing), checkpoint)
-    return reader, ready(checkpoint, routing, job.settings, job.attention, job.compile)
+    return reader, ready(checkpoint, routing, job.settings, job.attention, job.compile, fp8=fp8)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import resolve
-from ..device import DTYPES
+from ..device import DTYPES, FP8
 from ..jobs.fingerprint import hash_file
 from ..jobs.scan import SegmentTask
 from ..pipeline import Poll, Upscaler
@@ -112,7 +112,8 @@ class _Run:
         log.info("%d workers: %s", len(facts), ", ".join(sorted({f"{f.host} {f.device}" for f in facts})))
         decoder = None if self.settings.decoder is None else Path(self.settings.decoder)
         model = resolve(self.settings.model)
-        checkpoint = load_with_decoder(model, decoder, "cpu", DTYPES[facts[0].dtype], self.settings.allow_untrained)
+        dtype = DTYPES["bf16" if facts[0].dtype == FP8 else facts[0].dtype]
+        checkpoint = load_with_decoder(model, decoder, "cpu", dtype, self.settings.allow_untrained)
         routing = routing_of(self.settings.routing, checkpoint)
         upscaler = Upscaler(checkpoint.model, routing, self.settings.settings)
         scanning = Scanning(len(self.pool.slots) * 2)

@@ -15,7 +15,7 @@ from typing import Any
 import av
 
 from ..checkpoints import resolve
-from ..device import choose_device, choose_dtype
+from ..device import FP8, choose_device, choose_format
 from ..jobs.fingerprint import hash_model
 from ..jobs.fit import device_budget
 from ..jobs.manifest import SegmentRecord
@@ -65,7 +65,7 @@ class WorkerFacts:
     host: str
     device: str
     dtype: str
-    """A name that ``choose_dtype`` takes."""
+    """A name that ``choose_format`` takes."""
     model: str
     """``hash_model``."""
     encoder: str
@@ -168,7 +168,7 @@ class SegmentWorker:
 
     def _load(self, settings: WorkerSettings, server: Any, text: str) -> None:
         device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
+        dtype, fp8 = choose_format(settings.dtype, device)
         model, decoder = resolve(settings.model), None if settings.decoder is None else Path(settings.decoder)
         if not model.is_file() and server is not None:
             model = fetch(server, MODEL, model, text)
@@ -177,9 +177,13 @@ class SegmentWorker:
         checkpoint = load_with_decoder(model, decoder, device, dtype, settings.allow_untrained)
         routing = routing_of(settings.routing, checkpoint)
         self._upscaler = ready(
-            checkpoint, routing, settings.settings, settings.attention, settings.compile, settings.fold
+            checkpoint, routing, settings.settings, settings.attention, settings.compile, settings.fold, fp8
         )
-        name = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(dtype).removeprefix("torch.")]
+        name = (
+            FP8
+            if fp8
+            else {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(dtype).removeprefix("torch.")]
+        )
         encoder = ".".join(map(str, av.library_versions["libavcodec"]))
         self._free = free_memory_mib(self._upscaler)
         self._facts = WorkerFacts(

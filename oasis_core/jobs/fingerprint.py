@@ -48,12 +48,19 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_model(model: OasisModel) -> str:
-    """Of the config and all weights, as they are used (so the number format counts)."""
+def hash_model(model: OasisModel, fp8: bool = False) -> str:
+    """Of the config and all weights, in the number format that they are used in; of a folded model as it was before.
+
+    ``fp8``: its matrices will be.
+    """
+    if model.loaded_as is not None:
+        return model.loaded_as
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    if fp8:
+        digest.update(b"fp8")
     return digest.hexdigest()
 
 

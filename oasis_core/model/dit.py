@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import TokenGrid, routed_attention
-from ..attention.backends import SDPA, Backend
+from ..attention.backend import Backend
+from ..attention.backends import SDPA
+from ..attention.problem import EVERYTHING, Problem
+from ..routing.extent import Extent
 from ..routing.spec import Pattern, RoutingSpec
 from .config import OasisConfig
 from .fold import FoldedFor, fold
+from .graphs import Graphs, Step, plain, worth_graphs
 from .layers import Block, Head, rope_table, timestep_embedding
 
 CPU_TOKENS = 1024
@@ -44,10 +49,12 @@ class DiT(nn.Module):
         )
         pt, ph, pw = config.patch
         self.head = Head(dim, pt * ph * pw * c)
-        self.attention = SDPA
+        self.attention: Backend = SDPA
         """What runs the attention (``attention.backends.backend_for``)."""
         self.folded: FoldedFor | None = None
         """What the weights were folded for (``fold``), if they were."""
+        self.graphs: Graphs | None = None
+        """Folded, on CUDA: record what is done to chunks of one shape, and play it again."""
         self.checkpoint_blocks = False
         """Training: keep only each block's input, and compute the block again in the backward pass."""
         self.context = nn.Parameter(torch.zeros(1, config.context_length, dim)) if config.context_length else None
@@ -71,9 +78,9 @@ class DiT(nn.Module):
         if self.context is not None:
             nn.init.normal_(self.context, std=0.02)
 
-    def fold(self, routing: RoutingSpec, fidelity: float = 0.0) -> None:
+    def fold(self, routing: RoutingSpec, fidelity: float = 0.0, fp8: bool = False) -> None:
         """Turn all that is constant at inference into plain weights, in place; see ``model.fold``."""
-        fold(self, routing, fidelity)
+        fold(self, routing, fidelity, fp8)
 
     def grid(self, z: Tensor) -> TokenGrid:
         """Token grid of a latent ``(B, C, t, h, w)``. Raises ValueError where the patch does not divide it."""
@@ -120,12 +127,12 @@ class DiT(nn.Module):
         """
         grid = self.grid(z)
         routing.check_fits(self.config.depth, self.config.heads)
+        if self.folded is not None:
+            if observe is not None or decide is not None:
+                raise ValueError("the transformer is folded, for upscaling with one routing alone; load it again")
+            return self._latent(self._folded(z, grid, self._as_folded(self.folded, routing, timestep), poll), grid)
         rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
-        if self.folded is None:
-            time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
-        else:
-            routing, time = self._as_folded(routing, observe, timestep), z.new_empty(0)
-            modulation = time
+        time, modulation = self.time(self.timestep(0.0, z.device) if timestep is None else timestep)
         x = self.tokens(z)
         for layer in range(self.config.depth):
             if poll is not None:
@@ -136,24 +143,52 @@ class DiT(nn.Module):
                 if self.checkpoint_blocks
                 else self._block(x, *rest)
             )
-        pt, ph, pw = self.config.patch
-        return rearrange(
-            self.head(x, time), "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=grid.t, h=grid.h, p=pt, q=ph, r=pw
-        )
+        return self._latent(self.head(x, time), grid)
 
-    def _as_folded(self, routing: RoutingSpec, observe: Observer | None, timestep: Tensor | None) -> RoutingSpec:
+    def _latent(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        """``(B, C, t, h, w)`` of what the head gives for each token."""
+        pt, ph, pw = self.config.patch
+        sizes = {"t": grid.t, "h": grid.h, "p": pt, "q": ph, "r": pw}
+        return rearrange(patches, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", **sizes)
+
+    def _folded(self, z: Tensor, grid: TokenGrid, routing: RoutingSpec, poll: Callable[[], None] | None) -> Tensor:
+        """What the head gives for each token ``(B, L, ...)``; ``routing``: of the heads in their new places."""
+        rope = rope_table(grid, self.config.head_dim, self.config.rope_theta, z.device)
+        at_once = CPU_TOKENS if z.device.type == "cpu" else DEVICE_TOKENS
+
+        def step(layer: int, x: Tensor) -> Tensor:
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return routed_attention(q, k, v, grid, routing.layers[layer], routing.window, self.attention)
+
+            return self.blocks[layer](x, rope, attend, self._attend_all, at_once)
+
+        blocks = (partial(step, layer) for layer in range(self.config.depth))
+        steps: tuple[Step, ...] = (self.tokens, *blocks, self.head)
+        if self.graphs is None or not self._fits_graphs(z, grid, routing.window):
+            return plain(z, steps, poll)
+        weights = tuple(p.data_ptr() for p in self.parameters())
+        return self.graphs.run(z, steps, weights, self.attention, rope, poll)
+
+    def _fits_graphs(self, z: Tensor, grid: TokenGrid, window: tuple[int, int, int]) -> bool:
+        """Whether graphs may hold the activations, and no mask of the attention that might go meanwhile."""
+        c = self.config
+        numbers = 5 * z.shape[0] * grid.length * c.dim + min(grid.length, DEVICE_TOKENS) * c.ffn_dim
+        if not worth_graphs(numbers, z.element_size(), z.device):
+            return False
+        return self.attention.chosen(Problem(grid, Extent(*window), c.heads, c.head_dim, z.dtype, z.device)) is not SDPA
+
+    def _attend_all(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every query sees every key, ``(B, L, N, D)``."""
+        return self.attention.run(Problem.of(q, k, v, TokenGrid(1, 1, q.shape[1]), EVERYTHING), q, k, v)
+
+    def _as_folded(self, folded: FoldedFor, routing: RoutingSpec, timestep: Tensor | None) -> RoutingSpec:
         """The routing of the heads in their new places. Raises ValueError where something else is asked for."""
-        assert self.folded is not None
-        if routing != self.folded.routing or observe is not None:
-            raise ValueError("the transformer is folded for another routing, or for upscaling alone; load it again")
-        wanted = timestep_embedding(
-            self.config.timestep_at(self.folded.fidelity), self.config.freq_dim, torch.device("cpu")
-        )
-        if timestep is not None and not torch.equal(timestep.cpu(), wanted):
-            raise ValueError(
-                f"the transformer is folded for fidelity {self.folded.fidelity}; load it again for another"
-            )
-        return self.folded.grouped
+        if routing != folded.routing:
+            raise ValueError("the transformer is folded for another routing; load it again")
+        wanted = self.timestep(folded.fidelity, self.patch_embedding.weight.device)  # the same tensor each time
+        if timestep is not None and timestep is not wanted and not torch.equal(timestep.to(wanted.device), wanted):
+            raise ValueError(f"the transformer is folded for fidelity {folded.fidelity}; load it again for another")
+        return folded.grouped
 
     def _block(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,27 @@ def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return (y * cos + swapped * sin).to(x.dtype)
 
 
+def fused(x: Tensor) -> bool:
+    """Whether norm and rotation of q and k run as one Triton kernel, in place: on NVIDIA GPUs with Triton, at inference, but for
+    compilations, which fuse themselves."""
+    return x.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _has_triton()
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return find_spec("triton") is not None and torch.version.cuda is not None
+
+
+def norm_rope(
+    q: Tensor, k: Tensor, norm_q: Tensor, norm_k: Tensor, rope: tuple[Tensor, Tensor], heads: int
+) -> tuple[Tensor, Tensor]:
+    """q and k as the attention sees them, ``(B, L, N, D)``, of projections ``(B, L, N * D)``, which are overwritten."""
+    from .triton_norm_rope import norm_rope  # Triton may be missing
+
+    norm_rope(q, k, norm_q, norm_k, rope, heads, EPS)
+    return q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1))
+
+
 class SelfAttention(nn.Module):
     """Projections of the routed self-attention: RMS-normalised q and k (over all heads together) with 3D RoPE, and o."""
 
@@ -85,10 +107,10 @@ class SelfAttention(nn.Module):
 
     def qkv(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``(B, L, N, D)`` as the attention sees them."""
-        q, k, v = (
-            rearrange(y, "b l (n d) -> b l n d", n=self.heads)
-            for y in (self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
-        )
+        q, k, v = self.q(x), self.k(x), self.v(x).unflatten(-1, (self.heads, -1))
+        if fused(q):
+            return *norm_rope(q, k, self.norm_q.weight, self.norm_k.weight, rope, self.heads), v
+        q, k = (y.unflatten(-1, (self.heads, -1)) for y in (self.norm_q(q), self.norm_k(k)))
         return apply_rope(q, rope), apply_rope(k, rope), v
 
     def out(self, attended: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class OasisModel(nn.Module):
         pixel = isinstance(config.decoder, PixelDecoderConfig)
         self.decoder: nn.Module = PixelDecoder(config) if pixel else MissingDecoder()
         """A Wan decoder comes from its own file and is put here; till then a ``MissingDecoder``."""
+        self.loaded_as: str | None = None
+        """What tells its weights from others' (``jobs.fingerprint``), where they are no longer as they were loaded."""
 
     def init_weights(self) -> None:
         """Start of training from scratch."""

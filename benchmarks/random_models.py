@@ -1,0 +1,67 @@
+"""Models of true size with random weights: what a benchmark costs does not depend on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.model.dit import DiT
+from oasis_core.model.vae_config import WanDecoderConfig
+from oasis_core.routing import HeadPattern, RoutingSpec
+
+FULL = OasisConfig("oasis-1.3b", context_length=512, decoder=WanDecoderConfig())
+TINY = OasisConfig(
+    "oasis-tiny", unshuffle=(1, 8, 8), latent_channels=64, dim=256, depth=10, heads=8, ffn_dim=768, freq_dim=64,
+    rope_theta=100.0, faithful_timestep=998.0, decoder=PixelDecoderConfig(width=64, blocks=5, residual=True),
+)  # fmt: skip
+"""Sizes as in configs/oasis-tiny.toml."""
+
+
+def routings(config: OasisConfig) -> dict[str, RoutingSpec]:
+    """By name: dense, routed (the small model as shipped, else a third of the heads each), window."""
+    depth, heads = config.depth, config.heads
+    routed = tiny_routing(config) if config.context_length == 0 else RoutingSpec.by_ratio(depth, heads, 1 / 3, 1 / 3)
+    return {
+        "dense": RoutingSpec.uniform(depth, heads, HeadPattern.GLOBAL),
+        "routed": routed,
+        "window": RoutingSpec.uniform(depth, heads, HeadPattern.WINDOW),
+    }
+
+
+def tiny_routing(config: OasisConfig) -> RoutingSpec:
+    """The shares of configs/oasis-tiny.toml: one head of all global, 3 of 40 within their frame, the rest windows."""
+    g, i, w = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
+    rest = (w,) * (config.heads - 1)
+    kinds = [g] + [i] * round(0.075 * config.heads * config.depth)
+    layers = [(kind, *rest) for kind in kinds] + [(w, *rest)] * config.depth
+    return RoutingSpec(tuple(layers[: config.depth]))
+
+
+def fill(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Random weights, made on the device: what passes through keeps its size."""
+    module = module.to_empty(device=device).to(dtype)
+    torch.manual_seed(0)
+    for name, p in module.named_parameters():
+        spread = (p.shape[0] / p.numel()) ** 0.5 if p.ndim > 1 else 0.02
+        p.data.normal_(std=spread)
+        if p.ndim == 1 and ("norm" in name or name.endswith("gamma")):
+            p.data.add_(0 if name.endswith("bias") else 1)
+    return module.eval().requires_grad_(False)
+
+
+def random_transformer(config: OasisConfig, device: torch.device, dtype: torch.dtype) -> DiT:
+    with torch.device("meta"):
+        dit = DiT(config)
+    return fill(dit, device, dtype)  # type: ignore[return-value]
+
+
+def random_tiny(device: torch.device, dtype: torch.dtype, config: OasisConfig = TINY) -> OasisModel:
+    """The small model with its decoder."""
+    torch.manual_seed(0)
+    model = OasisModel(config)
+    model.init_weights()
+    for p in model.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.02)
+    return model.to(device, dtype).eval().requires_grad_(False)

@@ -1,0 +1,59 @@
+"""What a backend is: one predicate, one call. Exact against ``reference.py``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .problem import Operation, Problem
+
+
+class Backend(ABC):
+    """Code that computes some of the operations on q, k, v ``(B, L, N, D)`` in raster order."""
+
+    name: str
+    operations: frozenset[Operation]
+    """Those that it has code for, whatever the sizes."""
+    device: torch.device | None = None
+    """The one that it was chosen for, maybe before the model is there."""
+
+    @abstractmethod
+    def missing(self, device: torch.device) -> str | None:
+        """Why it cannot run on a device at all and what helps, one line; None where it can."""
+
+    @abstractmethod
+    def supports(self, problem: Problem) -> str | None:
+        """Why it cannot run the problem, one line; None where it can."""
+
+    @abstractmethod
+    def run(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """The output ``(B, L, N, D)`` in q's dtype, of a problem that is supported.
+
+        ``out``: where it goes, channels side by side, other strides as they are; None: a new tensor.
+        """
+
+    def chosen(self, problem: Problem) -> Backend:
+        """What will run it: itself, or the one that it leaves it to."""
+        return self
+
+    def verified(self, device: torch.device) -> bool:
+        """Whether what runs there was tested on hardware: ``auto`` takes nothing else."""
+        return True
+
+    def outside(self, problem: Problem) -> str | None:
+        """Why the operation is none of its own; None where it is."""
+        return None if problem.operation in self.operations else f"it has no {problem.operation.value} attention"
+
+
+def give(result: Tensor, out: Tensor | None) -> Tensor:
+    """``result``, copied to ``out`` where there is one."""
+    return result if out is None else out.copy_(result)
+
+
+def needs_nvidia(device: torch.device) -> str | None:
+    """Why code for NVIDIA's GPUs cannot run there."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"it needs an NVIDIA GPU and the model is on {device}; choose sdpa or auto"
+    return None

@@ -1,0 +1,115 @@
+"""The blocks of a folded transformer: pre-norm, biases, no modulation (``model.fold`` makes them). They work in place.
+
+What the residual stream gets from biases is the same for every token: it is not added to it, but carried beside it, and the
+norms add it to what they read. So an output layer is one matrix product that adds to the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .folded_linear import FoldedLinear
+from .layers import EPS, apply_rope, fused, norm_rope
+from .rows import rms_norm
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""An attention: q, k, v ``(B, L, N, D)`` -> ``(B, L, N, D)``."""
+Rope = tuple[Tensor, Tensor]
+
+
+def norm_and_turn(q: Tensor, k: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Rope) -> None:
+    """RMS norm over all heads and RoPE, in place, of q and k ``(L, N, D)``, channels of a token side by side."""
+    if fused(q):
+        norm_rope(q.flatten(1)[None], k.flatten(1)[None], norm_q, norm_k, rope, q.shape[1])
+        return
+    for x, weight in ((q, norm_q), (k, norm_k)):
+        normed = F.rms_norm(x.flatten(1), weight.shape, weight, EPS).unflatten(1, x.shape[1:])
+        x.copy_(apply_rope(normed[None], rope)[0])
+
+
+def parts(x: Tensor, at_once: int) -> Iterator[tuple[int, slice]]:
+    """Sequence and tokens of each slice of ``(B, L, ...)``, of equal size, at most ``at_once``."""
+    length = x.shape[1]
+    size = -(-length // -(-length // at_once))
+    for b in range(x.shape[0]):
+        yield from ((b, slice(start, start + size)) for start in range(0, length, size))
+
+
+class FoldedSelfAttention(nn.Module):
+    """One layer for q, k and v, norms of q and k, and the output's layer; heads in the order of their patterns."""
+
+    def __init__(
+        self, qkv: FoldedLinear, o: FoldedLinear, norm_q: nn.Parameter, norm_k: nn.Parameter, heads: int
+    ) -> None:
+        super().__init__()
+        self.qkv, self.o, self.norm_q, self.norm_k, self.heads = qkv, o, norm_q, norm_k, heads
+
+    def before(self, x: Tensor, carried: Tensor, rope: Rope, at_once: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v ``(B, L, N, D)`` of the residual stream ``(B, L, dim)``; views of one tensor."""
+        joined = x.new_empty(*x.shape[:2], 3 * x.shape[2])
+        q, k, v = joined.view(*x.shape[:2], 3, self.heads, -1).unbind(2)
+        for b, s in parts(x, at_once):
+            self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
+            norm_and_turn(q[b, s], k[b, s], self.norm_q, self.norm_k, (rope[0][s], rope[1][s]))
+        return q, k, v
+
+
+class FoldedCrossAttention(nn.Module):
+    """Attention to keys and values ``(1, context tokens, N, D)`` that are there already."""
+
+    def __init__(
+        self, q: FoldedLinear, o: FoldedLinear, norm_q: nn.Parameter, k: nn.Parameter, v: nn.Parameter
+    ) -> None:
+        super().__init__()
+        self.q, self.o, self.norm_q, self.k, self.v = q, o, norm_q, k, v
+
+    def add(self, x: Tensor, carried: Tensor, attend: Attend) -> None:
+        """Add to the residual stream ``(tokens, dim)`` what it gets from the context."""
+        q = rms_norm(self.q.after_norm(x, carried), self.norm_q).view(1, len(x), *self.k.shape[2:])
+        self.o.add(x, attend(q, self.k, self.v)[0].flatten(1))
+
+
+class FoldedBlock(nn.Module):
+    """A block for one timestep, context and routing."""
+
+    def __init__(
+        self, self_attn: FoldedSelfAttention, cross_attn: FoldedCrossAttention | None,
+        wide: FoldedLinear, narrow: FoldedLinear, carried: tuple[Tensor, Tensor, Tensor],
+    ) -> None:  # fmt: skip
+        """``carried``: what lies beside the stream before each of the three, ``(dim,)``, fp32."""
+        super().__init__()
+        self.self_attn, self.cross_attn, self.wide, self.narrow = self_attn, cross_attn, wide, narrow
+        self.carried = nn.ParameterList(nn.Parameter(c, requires_grad=False) for c in carried)
+
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, attend_all: Attend, at_once: int) -> Tensor:
+        """Take the residual stream ``(B, L, dim)`` through the block, in place; returns it.
+
+        ``attend``: the routed attention of this layer. ``attend_all``: every query to every key.
+        What is done to each token by itself is done to ``at_once`` tokens at a time, which then stay in a CPU's cache from one
+        operation to the next, and need little memory anywhere.
+        """
+        first, second, third = self.carried
+        attended = attend(*self.self_attn.before(x, first, rope, at_once))
+        for b, s in parts(x, at_once):
+            rows = x[b, s]
+            self.self_attn.o.add(rows, attended[b, s].flatten(1))
+            if self.cross_attn is not None:
+                self.cross_attn.add(rows, second, attend_all)
+            self.narrow.add_hidden(rows, self.wide.hidden(rows, third))
+        return x
+
+
+class FoldedHead(nn.Module):
+    """Last norm and projection from a token to its latent patch."""
+
+    def __init__(self, head: FoldedLinear, carried: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.carried = nn.Parameter(carried, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` (B, L, dim)."""
+        return self.head.after_norm(x.flatten(0, 1), self.carried).unflatten(0, x.shape[:2])
