@@ -21,6 +21,7 @@ from .winograd import P, Q
 
 ELEMENTS = 1024
 """Numbers of one frame that a program takes at a time: 8 for each thread of four warps, a load of 16 bytes."""
+WARPS = 4
 P1, Q1, BOTH = tl.constexpr(P), tl.constexpr(Q), tl.constexpr(P * P + Q * Q)
 P2, Q2 = tl.constexpr(P * P), tl.constexpr(Q * Q)
 
@@ -186,5 +187,5 @@ def stream_step(
         _stream_kernel[(triton.cdiv(places, rows),)](
             *given, places, s.groups, s.width, x_frame, tiny,
             X=0 if x is None else 2 if corners else 1, Y=len(y), STREAM=stream is not None, U=kind, PAST=has_past,
-            M=s.group, C=s.channels, CP=padded, ROWS=rows,
+            M=s.group, C=s.channels, CP=padded, ROWS=rows, num_warps=WARPS,
         )  # fmt: skip
