@@ -19,7 +19,7 @@ WARM_UP = 4
 Not measured: no trained Wan decoder was at hand (docs/full_size.md)."""
 
 Decode = Callable[[FrameGroup, Tensor, ColorCorrector, "DecoderState | None"], Tensor]
-"""A group and its z_H ``(1, C, 1, h, w)`` -> finished frames ``(n, out_h, out_w, 3)`` on the CPU."""
+"""A group and its z_H ``(1, C, 1, h, w)`` -> finished frames ``(n, out_h, out_w, 3)``, where the model is."""
 Restored = tuple[FrameGroup, Tensor, bool]
 """A group, its z_H, and whether it is the first that the cross-fade gives out for its chunk."""
 
@@ -29,7 +29,7 @@ class Part:
     """Finished frames, in the order of the clip."""
 
     frames: Tensor
-    """``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU."""
+    """``(n, out_h, out_w, 3)`` fp32 in [0, 1]."""
     position: Position
     """Place of the first one in the clip."""
     restartable: bool

@@ -22,6 +22,7 @@ from .color import ColorCorrector
 from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
+from .landing import kept, landed
 from .model import OasisModel
 from .model.decoders import DecoderState
 from .one_step import OneStep
@@ -118,7 +119,7 @@ class Upscaler:
         geometry = self.geometry(*frames.shape[1:3])
         out = torch.empty(len(frames), geometry.out_h, geometry.out_w, frames.shape[-1])
         done = 0
-        for part in self.stream((f[..., :3] for f in frames), len(frames), on_progress, poll):
+        for part in self._borrowed((f[..., :3] for f in frames), len(frames), on_progress, poll):
             out[done : done + len(part), ..., :3] = part
             done += len(part)
             if show is not None:
@@ -145,10 +146,17 @@ class Upscaler:
         Yields:
             ``(n, out_h, out_w, 3)`` fp32 in [0, 1] on the CPU; as many frames in all as came in.
         """
+        yield from map(kept, self._borrowed(frames, total, on_progress, poll))
+
+    @torch.inference_mode()
+    def _borrowed(
+        self, frames: Iterable[Tensor], total: int | None, on_progress: Progress | None, poll: Poll | None
+    ) -> Iterator[Tensor]:
+        """The same; what it yields may hold until the next is asked for."""
         tally = Tally(on_progress, total)
         if isinstance(self.routing, ShotRoutings):
             self.routing.forget()
-        for part in self.parts(frames, Position(), poll, tally):
+        for part in landed(self._parts(frames, Position(), poll, tally)):
             yield part.frames
             tally.finished(len(part.frames))
 
@@ -174,6 +182,13 @@ class Upscaler:
             start: the position of a part that was restartable, under these settings or ones with larger chunks.
             tally: told of the transformer's blocks.
         """
+        for part in landed(self._parts(frames, start, poll, tally)):
+            yield replace(part, frames=kept(part.frames))
+
+    def _parts(
+        self, frames: Iterable[Tensor], start: Position, poll: Poll | None, tally: Tally | None
+    ) -> Iterator[Part]:
+        """The same, their frames where the model is."""
         factor, begin, first = self.model.config.unshuffle[0], self._begin(start), self.first_needed(start)
         if self._decides_ahead(start):
             frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)
@@ -257,11 +272,11 @@ class Upscaler:
         return self.settings.tiling(height, width, self.model.config.pixel_multiple[0])
 
     def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector, state: DecoderState | None) -> Tensor:
-        """Finished frames ``(n, out_h, out_w, 3)`` of one group, on the CPU."""
+        """Finished frames ``(n, out_h, out_w, 3)`` of one group, where the model is."""
         geometry = self.geometry(*group.frames.shape[1:3])
         pixels = self._pixels(group)
         narrow = pixels.to(z_h.dtype)
         # What the number format took from the input comes back: bf16 alone bands in 10 bits.
         sr = self.model.decode(z_h, narrow, first=group.first, state=state).float() + (pixels - narrow.float())
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[: group.count] for x in (sr, pixels))
-        return color.correct((sr + 1) / 2, (reference + 1) / 2).cpu()
+        return color.correct((sr + 1) / 2, (reference + 1) / 2)

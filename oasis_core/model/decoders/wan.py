@@ -18,6 +18,7 @@ from ...plan import Span
 from ..vae_config import WanDecoderConfig
 from .streaming import COARSE, DecodePlan, DecoderState, Past
 from .wan_layers import CausalConv, FrameAttention, Norm, ResidualBlock, Upsample
+from .wan_stream import Stream, convolved, enlarged, streams, through
 
 BLOCKS = 3
 """Residual blocks of a stage."""
@@ -69,6 +70,9 @@ class WanDecoder(nn.Module):
             raise ValueError(
                 f"latent is {tuple(z.shape)}, but the stream's frames are {tuple(known.shape[2:4])}; begin a new state"
             )
+        if state.whole.first and z.shape[2] > 1 and streams(self.post_quant.weight):
+            # The stream's first frame is alone; all others come in fours.
+            return torch.cat([self(z[:, :, :1], state), self(z[:, :, 1:], state)], dim=2)
         if self.plan.keep_on is not None:
             state.whole.move(z.device)
         x = self._small_stages(self._normalised(z), state.whole)
@@ -95,9 +99,12 @@ class WanDecoder(nn.Module):
 
     def _small_stages(self, x: Tensor, past: Past) -> Tensor:
         """``(B, T, 2h, 2w, 4 width)``: all frames, at a quarter of the output's resolution."""
-        x = self.conv_in(x, past)
-        for layer in (*self.mid, *self.up[: self.last_whole]):
-            x = layer(x, past)
+        x, layers = self.conv_in(x, past), (*self.mid, *self.up[: self.last_whole])
+        if streams(x):
+            x = through(layers, Stream.of(x), past).whole()
+        else:
+            for layer in layers:
+                x = layer(x, past)
         second = self.up[self.last_whole]
         assert isinstance(second, Upsample)
         return second.more_frames(x, past)
@@ -132,7 +139,10 @@ class WanDecoder(nn.Module):
         """``(B, T, 2h, 2w, 4 width)`` -> pixels ``(B, T, 8h, 8w, 3)``."""
         second = self.up[self.last_whole]
         assert isinstance(second, Upsample)
+        layers = self.up[self.last_whole + 1 :]
+        if streams(x):
+            return convolved(through(layers, enlarged(second, x), past), self.norm_out, self.conv_out, past)
         x = second.enlarge(x)
-        for layer in self.up[self.last_whole + 1 :]:
+        for layer in layers:
             x = layer(x, past)
         return self.conv_out.convolve(self.conv_out.joined(x, past, self.norm_out))

@@ -61,6 +61,8 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(cout))
         self.number = number
         """Its key in the ``Past``."""
+        self.derived: tuple[object, dict[object, tuple[list[Tensor], Tensor]]] | None = None
+        """What ``wan_stream`` made of the weights, and of which."""
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """``(B, T, H, W, cin)`` -> ``(B, T, H, W, cout)``."""

@@ -1,0 +1,70 @@
+"""Finished frames on their way from a CUDA device to the host, while the device works on the next ones.
+
+Copies into memory that the system cannot move ("pinned") run beside the device's work and several times faster than into other
+memory; two such buffers take turns, so that it stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .decode_order import Part
+
+
+class _Staging:
+    """A buffer on the host and the copy that is under way into it."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+        self._source: Tensor | None = None
+        self._done: torch.cuda.Event | None = None
+
+    def start(self, frames: Tensor, stream: torch.cuda.Stream) -> None:
+        """Begin to copy what the device's present work gives."""
+        if self._buffer.numel() < frames.numel() or self._buffer.dtype != frames.dtype:
+            self._buffer = torch.empty(frames.numel(), dtype=frames.dtype, pin_memory=True)
+        self._source = frames.contiguous()
+        stream.wait_stream(torch.cuda.current_stream(frames.device))
+        with torch.cuda.stream(stream):
+            self._view().copy_(self._source, non_blocking=True)
+            self._done = stream.record_event()
+
+    def _view(self) -> Tensor:
+        assert self._source is not None
+        return self._buffer[: self._source.numel()].view(self._source.shape)
+
+    def wait(self) -> Tensor:
+        """The frames, until the next copy into this buffer."""
+        assert self._done is not None
+        self._done.synchronize()
+        frames, self._source = self._view(), None
+        return frames
+
+
+def landed(parts: Iterable[Part]) -> Iterator[Part]:
+    """The same parts with frames on the host. Those from a CUDA device come one later, and hold until the next is asked for:
+    ``kept`` keeps them."""
+    staging, turn = (_Staging(), _Staging()), 0
+    stream: torch.cuda.Stream | None = None
+    waiting: Part | None = None
+    for part in parts:
+        if not part.frames.is_cuda:
+            yield replace(part, frames=part.frames.cpu())
+            continue
+        stream = stream or torch.cuda.Stream(part.frames.device)
+        staging[turn].start(part.frames, stream)
+        before, waiting, turn = waiting, replace(part, frames=part.frames.new_empty(0)), 1 - turn
+        del part  # its frames live as long as the copy
+        if before is not None:
+            yield replace(before, frames=staging[turn].wait())
+    if waiting is not None:
+        yield replace(waiting, frames=staging[1 - turn].wait())
+
+
+def kept(frames: Tensor) -> Tensor:
+    """Frames of ``landed`` that stay as they are."""
+    return frames.clone() if frames.is_pinned() else frames
