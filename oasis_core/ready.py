@@ -68,7 +68,8 @@ def ready(
         ValueError: what the device cannot do, or as ``Upscaler`` does.
     """
     model = checkpoint.model
-    model.dit.attention = backend_for(attention, model.project.weight.device)
+    weight = model.project.weight
+    model.dit.attention = backend_for(attention, weight.device, weight.dtype, checkpoint.config.head_dim)
     upscaler = Upscaler(model, routing, settings)
     if fold and isinstance(checkpoint.config.decoder, WanDecoderConfig) and isinstance(routing, RoutingSpec):
         model.dit.fold(routing, upscaler.fidelity)
