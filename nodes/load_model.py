@@ -43,7 +43,7 @@ class OasisLoadModel(io.ComfyNode):
                     options=list(ATTENTION_NAMES),
                     default="auto",
                     optional=True,
-                    tooltip="What computes the attention. auto: what torch finds best. cudnn, flash-attn (package "
+                    tooltip="What computes the attention. auto: the fastest that is installed. cudnn, flash-attn (package "
                     "flash-attn-4) and triton need an NVIDIA GPU. Change it only to compare speed: the picture is the same "
                     "but for rounding.",
                 ),

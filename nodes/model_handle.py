@@ -60,8 +60,8 @@ class ModelHandle:
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPE_NAMES)}")
         device, model = mm.get_torch_device(), checkpoint.model
-        model.dit.attention = backend_for(attention, device)
         model.to(DTYPES.get(dtype) or _auto_dtype(model, device))
+        model.dit.attention = backend_for(attention, device, model.project.weight.dtype, model.config.head_dim)
         if compile:
             fuse_model(model, dynamic=None)
         # Looked up when called: ComfyUI replaces it at start where it manages memory dynamically.

@@ -71,7 +71,8 @@ def ready(
         ValueError: what the device cannot do, fp8 for a routing that is decided as the clip runs, or as ``Upscaler`` does.
     """
     model = checkpoint.model
-    model.dit.attention = backend_for(attention, model.project.weight.device)
+    weight = model.project.weight
+    model.dit.attention = backend_for(attention, weight.device, weight.dtype, checkpoint.config.head_dim)
     upscaler = Upscaler(model, routing, settings)
     if fp8 and not isinstance(routing, RoutingSpec):
         raise ValueError(

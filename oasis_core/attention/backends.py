@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..routing.extent import Extent
 from . import sdpa
 from .backend import Backend, give, needs_nvidia
 from .flash import HALVES, FlashAttention, installed
-from .problem import Operation, Problem
+from .grid import TokenGrid
+from .problem import EVERYTHING, OWN_FRAME, Operation, Problem
 
 log = logging.getLogger(__name__)
 
@@ -161,12 +163,24 @@ def fastest(problem: Problem) -> Backend:
     return next(able)  # sdpa runs everything
 
 
-def backend_for(name: str, device: torch.device) -> Backend:
-    """The backend of that name. Raises ValueError, one line, where there is none or it cannot run on ``device``."""
+def backend_for(
+    name: str, device: torch.device, dtype: torch.dtype | None = None, head_dim: int | None = None
+) -> Backend:
+    """What that name stands for.
+
+    Raises:
+        ValueError: there is no such backend, or it cannot run on ``device``, or, if they are given, with heads of that dtype
+            and size; one line.
+    """
     if name == "auto":
         return Choice(device=device)
     if name not in BACKENDS:
         raise ValueError(f"attention is {name!r}; allowed: {', '.join(NAMES)}")
     if why := BACKENDS[name].missing(device):
         raise ValueError(f"attention {name} cannot be used: {why}")
-    return Choice(BACKENDS[name], device)
+    choice = Choice(BACKENDS[name], device)
+    if dtype is not None and head_dim is not None:
+        for extent in (EVERYTHING, OWN_FRAME, Extent(1, 1, 1)):
+            if why := choice.supports(Problem(TokenGrid(1, 1, 1), extent, 1, head_dim, dtype, device)):
+                raise ValueError(f"attention {name} cannot be used: {why}")
+    return choice
