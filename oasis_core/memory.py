@@ -12,6 +12,7 @@ from .model.config import OasisConfig, PixelDecoderConfig
 from .model.decoders import DecodePlan, MissingDecoder, TaehvDecoder, WanDecoder
 from .model.decoders.streaming import COARSE
 from .model.decoders.wan_layers import PAST
+from .model.decoders.winograd import Form
 from .model.dit import DEVICE_TOKENS
 from .model.oasis import OasisModel
 from .model.vae_config import TaehvConfig, WanDecoderConfig
@@ -144,14 +145,24 @@ def wan_decoder_memory(
     area = max(tiles[0]) * max(tiles[1]) / (height * width)
     many = 4 * latents
     at_once = min(plan.frames or many, many)
-    # In a large stage: the residual stream, the first convolution's output, the second one's input with its past; a frame
-    # between norm and SiLU where that is not one kernel.
-    last = area * (3 * at_once + PAST + 1 + PAST * large * (not keeps))
+    # In a large stage, where convolutions write over their inputs: the upsampled frames before and after they are in place, and
+    # the first convolution's input, as large as products in time need. Where there is no Triton: the residual stream, the first
+    # convolution's output, the second one's input with its past, a frame between norm and SiLU.
+    inputs = {4: 6 / 4, 2: 4 / 2}.get(Form.of(at_once, True).group, 1 + PAST / at_once)
+    last = area * (max((2 + inputs) * at_once, 3 * at_once + PAST + 1) + PAST * large * (not keeps))
     # In the second stage: the stream, and twice the frames before and after they are put in order.
     second = 5 / 2 * latents + PAST * small * (not keeps)
     features = many * 4 / COARSE**2
     out = many * 3 / config.width * (1 if not plan.tile else 2)
-    return int(state), int(pixel * (max(second, features + last) + out))
+    return int(state), int(pixel * (max(second, features + last) + out)) + _derived(config, latents, at_once, element)
+
+
+def _derived(config: WanDecoderConfig, latents: int, at_once: int, element: int) -> int:
+    """Bytes of the kernels that a GPU derives from the weights: for first frames, and for products in time."""
+    first, second, large = 10 * 16 + 8, 8 + 5 * 16, 6 * 4 + 6  # convolutions of each stage, in widths squared
+    calls = ((first, latents), (second, 2 * latents), (large, at_once))
+    taps = sum(n * (1 + {4: 6, 2: 4}.get(Form.of(frames, True).group, 3)) for n, frames in calls)
+    return taps * 9 * config.width**2 * element
 
 
 def _with_halos(size: int, plan: DecodePlan) -> list[int]:

@@ -115,7 +115,7 @@ def test_the_transformers_peak_is_predicted(at_once: int, monkeypatch: pytest.Mo
 # The true size, without data.
 
 
-def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: object = 0) -> Tensor:
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: object = 0) -> Tensor:
     """As cuDNN gives it: channels last."""
     b, _, t, h, w = x.shape
     return x.new_empty(b, t - 2, h, w, len(weight)).permute(0, 4, 1, 2, 3)
@@ -141,9 +141,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "conv3d", conv3d)
     monkeypatch.setattr(nn.Conv2d, "forward", conv2d)
     monkeypatch.setattr(Past, "move", moved)
-    monkeypatch.setattr("oasis_core.model.decoders.wan_layers.fused", lambda x: True)
-    module = types.ModuleType("oasis_core.model.decoders.triton_norm")
-    module.norm_silu = lambda *rest: None  # type: ignore[attr-defined]
+    monkeypatch.setattr("oasis_core.model.decoders.wan.streams", lambda x: True)
+    module = types.ModuleType("oasis_core.model.decoders.triton_stream")
+    module.Shape = lambda *sizes: sizes  # type: ignore[attr-defined]
+    module.stream_step = lambda *rest, **more: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(WanDecoder, "_normalised", lambda self, z: z.movedim(1, -1).contiguous())
 

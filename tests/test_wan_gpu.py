@@ -11,6 +11,7 @@ from oasis_core.memory import wan_decoder_memory
 from oasis_core.model import OasisConfig
 from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
 from oasis_core.model.decoders.wan_layers import Norm, fused
+from oasis_core.model.decoders.wan_stream import streams
 from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.routing import RoutingSpec
@@ -91,3 +92,27 @@ def test_the_decoders_peak_is_near_the_prediction(plan: DecodePlan) -> None:
     peak = torch.cuda.max_memory_allocated() - before
     predicted = sum(wan_decoder_memory(decoder.config, 480, 832, 1, plan, 2))
     assert 0.85 * predicted < peak < 1.15 * predicted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [16, 96])
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@torch.inference_mode()
+def test_products_in_time_err_no_more_than_plain_convolutions(
+    dtype: torch.dtype, width: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    decoder, z = random_decoder(width).to(dtype).float().cuda(), torch.randn(2, 16, 7, 6, 10, device="cuda")
+    truth, errors = decoder(z), []
+    decoder.to(dtype).fold()
+    for now in (False, True):
+        if not now:
+            monkeypatch.setattr("oasis_core.model.decoders.wan.streams", lambda x: False)
+        else:
+            monkeypatch.setattr("oasis_core.model.decoders.wan.streams", streams)
+        state = DecoderState()
+        parts = [decoder(part.to(dtype), state) for part in (z[:, :, :1], *z[:, :, 1:].split(at_once, dim=2))]
+        errors.append((torch.cat(parts, dim=2).float() - truth).abs())
+    before, after = errors
+    assert after.max() < 1.1 * before.max()
+    assert after.square().mean() < before.square().mean()
