@@ -25,7 +25,7 @@ from oasis_core.checkpoints import embedded_path
 from oasis_core.checkpoints.read import read_metadata
 from oasis_core.cli.device import choose_device, choose_dtype
 from oasis_core.model import OasisConfig, OasisModel
-from oasis_core.routing.auto import AutoRouting, Deciding
+from oasis_core.routing.auto import QUERIES, AutoRouting, Deciding
 from oasis_core.routing.calibration import measure
 from oasis_core.routing.spec import HeadPattern, Pattern, RoutingSpec
 
@@ -111,6 +111,16 @@ def main() -> None:
             rows_out[name] |= {"peak GiB": peaks[name], "memory against plain": peaks[name] / peaks["plain forward"]}
             memory += f", peak {peaks[name]:.2f} GiB ({peaks[name] / peaks['plain forward']:.2f} x)"
         print(f"{name:28} {middle:.3f} s ({middle / plain:.3f} x){memory}")
+    for name, row in rows_out.items():
+        if large and name.startswith("calibration"):  # what issue 5 asks of 33 frames of 720x1280 on an H200
+            fine = row["seconds"] < 2 and row["memory against plain"] < 1.3
+            verdict = "as it should be" if fine else "TOO MUCH"
+            print(
+                f"{name}: {row['seconds']:.2f} s (under 2), {row['memory against plain']:.3f} x memory (under 1.3): {verdict}"
+            )
+        if large and name == f"deciding, {QUERIES} queries":
+            verdict = "as it should be" if row["share of the pass"] < 0.02 else "TOO MUCH"
+            print(f"{name}: {row['share of the pass']:.2%} of a plain forward (under 2 %): {verdict}")
     if args.json is not None:
         machine = torch.cuda.get_device_name(device) if large else f"{platform.system()} {platform.machine()}"
         facts = {"device": machine, "torch": torch.__version__, "tokens": [grid.t, grid.h, grid.w], "rows": rows_out}

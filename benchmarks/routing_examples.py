@@ -49,7 +49,8 @@ class Study:
         self.window = checkpoint.routing.window
         self.dense = RoutingSpec.uniform(self.depth, self.heads, HeadPattern.GLOBAL, self.window)
         self._dense_pictures: dict[str, Tensor] = {}
-        self._perceptual = STLPIPS("alex")
+        self._device = checkpoint.model.project.weight.device
+        self._perceptual = STLPIPS("alex").to(self._device)
 
     def upscaler(self, routing: RoutingSpec, scale: float = SCALE, frames: int | None = None) -> Upscaler:
         chunk = frames or len(self.examples[0].low)
@@ -77,14 +78,14 @@ class Study:
         return self.measured([e.low for e in self.examples])
 
     def picture(self, routing: RoutingSpec, example: Example) -> tuple[Tensor, float]:
-        """The model's output ``(3, T, H, W)`` in [0, 1] (no colour correction), and the transformer's seconds."""
+        """The model's output ``(3, T, H, W)`` in [0, 1] on the device (no colour correction), and the transformer's seconds."""
         model, up = self.checkpoint.model, self.upscaler(routing)
         pixels = first_chunk(up, example.low).to(model.project.weight.dtype)
         z = model.encode(pixels)
         began = now(z.device)
         z = model.restore(z, routing, fidelity=up.fidelity)
         seconds = now(z.device) - began
-        return ((model.decode(z, pixels)[0].float() + 1) / 2).clamp(0, 1).cpu(), seconds
+        return ((model.decode(z, pixels)[0].float() + 1) / 2).clamp(0, 1), seconds
 
     def row(self, routing: RoutingSpec) -> dict[str, float]:
         """Means over the examples."""
@@ -94,7 +95,7 @@ class Study:
             if example.name not in self._dense_pictures:
                 self._dense_pictures[example.name] = self.picture(self.dense, example)[0]
             dense = self._dense_pictures[example.name]
-            truth = example.truth.permute(3, 0, 1, 2)
+            truth = example.truth.to(self._device).permute(3, 0, 1, 2)
             out, dense = (x[:, :, : truth.shape[2], : truth.shape[3]] for x in (out, dense))
             some = [x[:, ::SEEN_EVERY].transpose(0, 1).contiguous() for x in (out, truth)]
             rows.append({

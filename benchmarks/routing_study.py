@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=32, help="heads of section forced, 0: all (default 32)")
     parser.add_argument("--budget", type=float, nargs="+", default=[0.1, 0.35], help="of the stability")
     parser.add_argument("--patterns", default="intra-frame,window", help="local candidates")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; ST-LPIPS runs there, too")
     parser.add_argument("--dtype", default="fp32", help="fp32 (default): changes by one head are small")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,8 @@ from oasis_core.attention.reference import reference_attention
 from oasis_core.checkpoints import embedded_path, load_checkpoint
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
-from oasis_core.routing import Extent, HeadPattern
+from oasis_core.routing import Extent, HeadPattern, RoutingSpec, kernel_lse
+from oasis_core.routing.auto import AutoRouting, Deciding
 from oasis_core.routing.divergence import localisation_kl
 from oasis_core.training.config import LossWeights, StageConfig, TrainConfig
 from oasis_core.training.feed import Batch
@@ -66,6 +69,43 @@ def test_what_localising_loses_is_the_same() -> None:
     extents, queries = [Extent.parse(t) for t in ("1xallxall", "3x5x5", "3xallxall")], torch.randperm(grid.length)[:100]
     got = localisation_kl(q.cuda(), k.cuda(), grid, extents, queries.cuda()).cpu()
     torch.testing.assert_close(got, localisation_kl(q, k, grid, extents, queries), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_localising_loses_is_the_same_by_the_kernel(dtype: torch.dtype) -> None:
+    grid, generator = TokenGrid(4, 17, 19), torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, grid.length, 5, 64, generator=generator).to(dtype) for _ in range(2))
+    assert kernel_lse.missing(q.cuda()) is None
+    extents, queries = [Extent.parse(t) for t in ("1xallxall", "3x5x5", "allx5x5")], torch.randperm(grid.length)[:64]
+    got = localisation_kl(q.cuda(), k.cuda(), grid, extents, queries.cuda()).cpu()
+    torch.testing.assert_close(got, localisation_kl(q, k, grid, extents, queries), atol=1e-3, rtol=1e-3)
+
+
+def test_deciding_costs_under_two_percent_of_a_forward_pass() -> None:
+    """Three blocks of the full size on 33 frames of 720x1280: the share is that of any number. Both rules; medians."""
+    config = OasisConfig("full size", depth=3)
+    with CUDA:
+        model = OasisModel(config).to(torch.bfloat16).eval()
+        model.init_weights()
+        clip = torch.rand(1, 3, 33, 720, 1280, dtype=torch.bfloat16) * 2 - 1
+    dense = RoutingSpec.uniform(config.depth, config.heads, HeadPattern.GLOBAL)
+    choices = (
+        None,
+        AutoRouting("threshold", 0.0),
+        AutoRouting("budget", 1.0),
+    )  # all stay global: only deciding is added
+    seconds: list[list[float]] = [[] for _ in choices]
+    with torch.inference_mode():
+        z = model.encode(clip)
+        for _ in range(9):
+            for times, auto in zip(seconds, choices, strict=True):
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                model.restore(z, dense, decide=None if auto is None else Deciding(auto))
+                torch.cuda.synchronize()
+                times.append(time.perf_counter() - began)
+    plain, *deciding = (statistics.median(times[2:]) for times in seconds)
+    assert max(deciding) < 1.02 * plain, (plain, deciding)
 
 
 @pytest.mark.parametrize(("dtype", "codes"), [(torch.float32, 0.02), (torch.bfloat16, 1.0), (torch.float16, 0.2)])

@@ -15,8 +15,8 @@ Losses = NDArray[np.float64]
 Costs = NDArray[np.int64]
 Choice = NDArray[np.int64]
 
-HALVINGS = 200
-"""Of the price's interval: as far as fp64 goes."""
+ROUNDING = 1e-13
+"""In part, what a price is raised by so that the cheaper of two equally good options is taken."""
 
 
 def cheapest_within(loss: Losses, cost: Costs, budget: int) -> Choice:
@@ -43,14 +43,21 @@ def cheapest_within(loss: Losses, cost: Costs, budget: int) -> Choice:
 
 
 def _search(loss: Losses, cost: Costs, budget: int, reduced: Losses, gap: float, known: Choice, value: float) -> Choice:
-    """Every solution that could beat ``known``, head after head; of those that cost no less only the best goes on."""
-    heads = len(loss)
-    spent, lost, over = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
+    """Every solution that could beat ``known``, open head after open head; of those that cost no less only the best goes on.
+
+    Most heads have one option left: theirs is taken at once.
+    """
+    able = reduced <= gap
+    choice: Choice = reduced.argmin(1)
+    undecided = np.flatnonzero(able.sum(1) > 1)
+    decided = np.delete(np.arange(len(loss)), undecided)
+    spent, over = np.array([cost[choice[decided]].sum()], np.int64), np.zeros(1)
+    lost = np.array([loss[decided, choice[decided]].sum()])
     steps: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    rest = int(cost.min()) * heads
-    for head in range(heads):
+    rest = int(cost.min()) * len(undecided)
+    for head in undecided:
         rest -= int(cost.min())
-        open_options = np.flatnonzero(reduced[head] <= gap)
+        open_options = np.flatnonzero(able[head])
         parent = np.repeat(np.arange(len(spent)), len(open_options))
         option = np.tile(open_options, len(spent))
         costs, losses = spent[parent] + cost[option], lost[parent] + loss[head, option]
@@ -61,11 +68,11 @@ def _search(loss: Losses, cost: Costs, budget: int, reduced: Losses, gap: float,
         keep = keep[np.concatenate(([True], losses[keep][1:] < best[:-1]))] if len(keep) else keep
         steps.append((parent[keep], option[keep]))
         spent, lost, over = costs[keep], losses[keep], overs[keep]
+    lost = lost[spent <= budget]
     if not len(lost) or lost.min() >= value:
         return known
-    at, choice = int(lost.argmin()), np.empty(heads, np.int64)
-    for head in reversed(range(heads)):
-        parents, taken = steps[head]
+    at = int(np.flatnonzero(spent <= budget)[lost.argmin()])
+    for head, (parents, taken) in zip(undecided[::-1], steps[::-1], strict=True):
         choice[head], at = taken[at], int(parents[at])
     return choice
 
@@ -78,18 +85,28 @@ def _at_price(loss: Losses, cost: Costs, price: float) -> Choice:
 
 
 def _price(loss: Losses, cost: Costs, budget: int) -> float:
-    """The least price (nearly) at which the heads' best options fit the budget."""
-    if cost[_at_price(loss, cost, 0.0)].sum() <= budget:
+    """The least price (nearly) at which the heads' best options fit the budget.
+
+    What they cost changes only at prices where two options of a head are equally good: of those, the first that does.
+    """
+
+    def fits(price: float) -> bool:
+        return bool(cost[_at_price(loss, cost, price)].sum() <= budget)
+
+    if fits(0.0):
         return 0.0
-    steps = np.diff(np.unique(cost))
-    low, high = 0.0, 2 * float(loss.max() - loss.min() + 1e-300) / float(steps.min())
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if cost[_at_price(loss, cost, middle)].sum() <= budget:
+    dear, cheap = np.nonzero(cost[:, None] > cost[None])
+    equal = ((loss[:, cheap] - loss[:, dear]) / (cost[dear] - cost[cheap])).ravel()
+    enough = 2 * float(loss.max() - loss.min() + 1e-300) / float(np.diff(np.unique(cost)).min())
+    prices = np.append(np.unique(equal[equal > 0]) * (1 + ROUNDING), enough)
+    low, high = -1, len(prices) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(float(prices[middle])):
             high = middle
         else:
             low = middle
-    return high
+    return float(prices[high])
 
 
 def _filled_up(loss: Losses, cost: Costs, budget: int, choice: Choice) -> Choice:

@@ -124,18 +124,22 @@ def measure(
     sampler = Sampler(queries, seed)
     means, variances, grids = [], [], []
     for clip in clips:
-        mean = torch.zeros(len(candidates), config.depth, config.heads, dtype=torch.float64)
-        variance = torch.zeros_like(mean)
+        by_layer: list[tuple[Tensor, Tensor]] = []
 
-        def observe(layer: int, q: Tensor, k: Tensor, grid: TokenGrid, m: Tensor = mean, v: Tensor = variance) -> None:
+        def observe(
+            layer: int, q: Tensor, k: Tensor, grid: TokenGrid, found: list[tuple[Tensor, Tensor]] = by_layer
+        ) -> None:
             chosen = sampler.draw(grid, q.device)
             kl = localisation_kl(q, k, grid, extents, chosen).double().flatten(1, 2)  # (P, B * S, N)
-            m[:, layer] = kl.mean(1).cpu()
             left = 1 - len(chosen) / grid.length  # of a finite population
-            v[:, layer] = (kl.var(1) * left / kl.shape[1]).cpu() if left else 0.0
+            mean = kl.mean(1)
+            found.append(
+                (mean, kl.var(1) * left / kl.shape[1] if left else torch.zeros_like(mean))
+            )  # waits for nothing
 
         z = model.encode(clip.to(model.project.weight))
         model.dit(z, dense, poll, observe, timestep=model.dit.timestep(fidelity, z.device))
+        mean, variance = (torch.stack(x, 1).cpu() for x in zip(*by_layer, strict=True))  # (P, depth, heads)
         means.append(mean)
         variances.append(variance)
         grids.append(model.dit.grid(z))
