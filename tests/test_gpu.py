@@ -82,7 +82,9 @@ def test_what_localising_loses_is_the_same_by_the_kernel(dtype: torch.dtype) -> 
 
 
 def test_deciding_costs_under_two_percent_of_a_forward_pass() -> None:
-    """Three blocks of the full size on 33 frames of 720x1280: the share is that of any number. Both rules; medians."""
+    """Three blocks of the full size on 33 frames of 720x1280: the share is that of any number. Medians.
+
+    A budget of 1 leaves the solver little to do; what it takes otherwise is in docs/routing.md."""
     config = OasisConfig("full size", depth=3)
     with CUDA:
         model = OasisModel(config).to(torch.bfloat16).eval()
