@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from full_size import TRUE_SIZE, Device, build, fill
+from full_size import Device, build
+from random_models import FULL, fill
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -75,7 +76,7 @@ def decoder_of(dtype: torch.dtype, seed: int = 0) -> WanDecoder:
     torch.manual_seed(seed)
     with torch.device("meta"):
         decoder = WanDecoder(WanDecoderConfig())
-    fill(decoder, Device(ON.device, torch.float32))
+    fill(decoder, ON.device, torch.float32)
     for p in decoder.parameters():
         p.data = p.data.bfloat16().to(dtype)  # the same numbers in every type
     return decoder
@@ -335,9 +336,9 @@ def attention() -> None:
 def pipeline() -> None:
     """Whole, from uint8 frames in pageable memory to fp32 ones there, and its stages alone."""
     torch.manual_seed(0)
-    model = build(TRUE_SIZE, ON)
+    model = build(FULL, ON)
     model.dit.attention = backend_for("auto", ON.device)
-    routing = RoutingSpec.by_ratio(TRUE_SIZE.depth, TRUE_SIZE.heads, 1 / 3, 1 / 3)
+    routing = RoutingSpec.by_ratio(FULL.depth, FULL.heads, 1 / 3, 1 / 3)
     model.dit.fold(routing)
     model.decoder.fold()  # type: ignore[operator]
     clip = torch.randint(0, 256, (33, 180, 320, 3), dtype=torch.uint8)

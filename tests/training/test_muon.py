@@ -42,7 +42,9 @@ def test_equals_torchs() -> None:
 
 def test_singular_values_come_near_one() -> None:
     for shape in ((3, 16, 16), (2, 16, 48), (2, 48, 16)):
-        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0))).float())
+        values = torch.linalg.svdvals(
+            orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(0))).float()
+        )
         assert values.min() > 0.2
         assert values.max() < 1.5
 
