@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .streaming import Past
-from .wan_layers import PAST, TINY, CausalConv, Norm, ResidualBlock, Upsample, fused
+from .wan_layers import PAST, TINY, CausalConv, Norm, ResidualBlock, Upsample, fused, identity
 from .winograd import Form, kernels
 
 WIDE = 8
@@ -190,9 +190,7 @@ def _convolve(conv: CausalConv, form: Form, inputs: list[Tensor], multiple: int)
 def _weights(conv: CausalConv, form: Form, dtype: torch.dtype, multiple: int) -> tuple[list[Tensor], Tensor]:
     """Kernels of the products and the bias, padded to that multiple of channels; made once for the weights that ``conv`` has."""
     weight = conv.weight
-    version = None if weight.is_inference() else weight._version
-    place = None if weight.is_meta else weight.data_ptr()
-    key = (place, version, weight.device, weight.dtype, dtype)
+    key = (*identity(weight), dtype)
     if conv.derived is None or conv.derived[0] != key:
         conv.derived = (key, {})
     forms = conv.derived[1]
