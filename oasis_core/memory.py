@@ -41,7 +41,7 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     rows, columns = geometry.pad_h // config.pixel_multiple[0], geometry.pad_w // config.pixel_multiple[1]
     tile, _ = upscaler.tiling(rows, columns)
     grid = TokenGrid(times, min(rows, tile or rows), min(columns, tile or columns))
-    images = config.unshuffle[0] * pixels * PIXEL_BYTES
+    images = upscaler.latents * config.unshuffle[0] * pixels * PIXEL_BYTES
     if isinstance(config.decoder, PixelDecoderConfig):
         transformer = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
         return transformer + images + config.unshuffle[0] * pixels * 2 * config.decoder.hr_width * element
@@ -55,8 +55,10 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
         state, work = tiny_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
     else:
         assert isinstance(decoder, WanDecoder)
-        state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
-    given = config.unshuffle[0] * pixels * 3 * (4 + element)  # the group's input, in fp32 and as the decoder gets it
+        plan, latents = decoder.plan, upscaler.latents
+        state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, latents, plan, element)
+    # The groups' input, in fp32 and as the decoder gets it.
+    given = upscaler.latents * config.unshuffle[0] * pixels * 3 * (4 + element)
     return state + max(transformer, work + given, images)
 
 
@@ -158,7 +160,9 @@ def wan_decoder_memory(
 
 
 def _derived(config: WanDecoderConfig, latents: int, at_once: int, element: int) -> int:
-    """Bytes of the kernels that a GPU derives from the weights: for first frames, and for products in time."""
+    """Bytes of the kernels that a GPU derives from the weights, in 16 bits: for first frames, and for products in time."""
+    if element > 2:
+        return 0
     first, second, large = 10 * 16 + 8, 8 + 5 * 16, 6 * 4 + 6  # convolutions of each stage, in widths squared
     calls = ((first, latents), (second, 2 * latents), (large, at_once))
     taps = sum(n * (1 + {4: 6, 2: 4}.get(Form.of(frames, True).group, 3)) for n, frames in calls)

@@ -8,7 +8,7 @@ continuous decode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -91,6 +91,12 @@ class Upscaler:
             return 1
         stride = (self.chunk - self.chunk_overlap) * self.model.config.unshuffle[0]
         return None if self.settings.restart_frames is None else -(-self.settings.restart_frames // stride)
+
+    @property
+    def latents(self) -> int:
+        """Latent frames that are decoded at a time."""
+        plan = getattr(self.model.decoder, "plan", None)
+        return 1 if plan is None else plan.latents
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Sizes of this job for frames of ``height`` x ``width``. Raises ValueError where they cannot be had."""
@@ -200,7 +206,8 @@ class Upscaler:
             at, color = max(shot, begin), self.settings.color
             if self.remembers:
                 state, every = self.model.decoder_state, self.restart_chunks
-                yield from decoded_in_order(restored, self._decode, color, shot, at, start, poll, state, every)
+                latents = self.latents
+                yield from decoded_in_order(restored, self._decode, color, shot, at, start, poll, state, every, latents)
             else:
                 yield from decoded_each(restored, self._decode, color, shot, at, start, poll)
 
@@ -271,12 +278,16 @@ class Upscaler:
         """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile."""
         return self.settings.tiling(height, width, self.model.config.pixel_multiple[0])
 
-    def _decode(self, group: FrameGroup, z_h: Tensor, color: ColorCorrector, state: DecoderState | None) -> Tensor:
-        """Finished frames ``(n, out_h, out_w, 3)`` of one group, where the model is."""
-        geometry = self.geometry(*group.frames.shape[1:3])
-        pixels = self._pixels(group)
+    def _decode(
+        self, groups: Sequence[FrameGroup], z_h: Tensor, color: ColorCorrector, state: DecoderState | None
+    ) -> Tensor:
+        """Finished frames ``(n, out_h, out_w, 3)`` of groups that follow each other, where the model is."""
+        geometry = self.geometry(*groups[0].frames.shape[1:3])
+        pixels = torch.cat([self._pixels(group) for group in groups], dim=2)
         narrow = pixels.to(z_h.dtype)
+        decoded = self.model.decode(z_h, narrow, first=groups[0].first, state=state)
         # What the number format took from the input comes back: bf16 alone bands in 10 bits.
-        sr = self.model.decode(z_h, narrow, first=group.first, state=state).float() + (pixels - narrow.float())
-        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[: group.count] for x in (sr, pixels))
+        sr = decoded.float() + (pixels - narrow.float())
+        count = sum(group.count for group in groups)  # only the last one may be filled up
+        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
         return color.correct((sr + 1) / 2, (reference + 1) / 2)

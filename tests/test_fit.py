@@ -103,5 +103,6 @@ def test_what_has_no_memory_or_no_budget_stays_as_it_is() -> None:
 
 def test_in_words() -> None:
     assert told(DecodePlan()) == "whole frames"
+    assert told(DecodePlan(frames=4, latents=2)) == "whole frames, 4 at a time, 2 latent frames a call"
     plan = replace(DecodePlan(512, frames=1), keep_on=torch.device("cpu"))
     assert told(plan) == "tiles of 512 pixels, 1 at a time, past kept in host memory"

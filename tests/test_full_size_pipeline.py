@@ -109,16 +109,30 @@ def test_folded_and_in_decoder_tiles_it_is_the_same() -> None:
     assert (upscaler.upscale(lr) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("frames", [1, 5, 12, 22])
+@pytest.mark.parametrize("plan", [DecodePlan(latents=2), DecodePlan(frames=4, latents=2), DecodePlan(latents=3)])
+def test_latent_frames_that_are_decoded_together_give_the_same(frames: int, plan: DecodePlan) -> None:
+    model, lr = random_model(), clip(frames)
+    settings = replace(PLAIN, chunk_frames=9, chunk_overlap=1)
+    expected = Upscaler(model, ROUTING, settings).upscale(lr)
+    model.decoder.plan = plan  # type: ignore[assignment]
+    found = list(Upscaler(model, ROUTING, settings).stream(iter(lr), len(lr)))
+    sizes = [1, *[4 * plan.latents] * (frames // 4)]
+    assert [len(part) for part in found[:-1]] == sizes[: len(found) - 1]
+    assert (torch.cat(found) - expected).abs().max() < CLOSE
+
+
 def parts(upscaler: Upscaler, frames: Tensor, start: Position) -> list[Part]:
     return list(upscaler.parts(iter(frames[upscaler.first_needed(start) :]), start))
 
 
 @pytest.mark.parametrize("color", [ColorMethod.NONE, ColorMethod.LAB])
-@pytest.mark.parametrize(("chunk", "overlap", "restart"), [(5, 0, 8), (9, 1, 10), (13, 2, 1)])
+@pytest.mark.parametrize(("chunk", "overlap", "restart", "latents"), [(5, 0, 8, 1), (9, 1, 10, 2), (13, 2, 1, 3)])
 def test_from_any_restartable_part_on_a_stream_gives_the_same(
-    chunk: int, overlap: int, restart: int, color: ColorMethod
+    chunk: int, overlap: int, restart: int, latents: int, color: ColorMethod
 ) -> None:
     model, frames = random_model(), 0.1 * clip(46)
+    model.decoder.plan = DecodePlan(latents=latents)  # type: ignore[assignment]
     frames[:25] += torch.linspace(0, 0.8, 32)[:, None]
     frames[25:] += torch.linspace(0.9, 0, 16)[:, None, None]  # a cut
     settings = replace(PLAIN, chunk_frames=chunk, chunk_overlap=overlap, scene_cuts=True, color=color)

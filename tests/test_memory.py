@@ -55,10 +55,11 @@ class Peak(TorchDispatchMode):
 
 def test_predictions_grow_with_what_is_asked() -> None:
     config, r = WanDecoderConfig(), RoutingSpec.by_ratio(2, 12, 1 / 3, 1 / 3)
-    base = sum(wan_decoder_memory(config, 720, 1280, 1, DecodePlan(), 2))
-    assert sum(wan_decoder_memory(config, 1440, 1280, 1, DecodePlan(), 2)) == pytest.approx(2 * base, rel=0.01)
-    assert sum(wan_decoder_memory(config, 720, 1280, 1, DecodePlan(), 4)) == pytest.approx(2 * base, rel=0.01)
-    assert sum(wan_decoder_memory(config, 720, 1280, 2, DecodePlan(), 2)) > base
+    base = sum(wan_decoder_memory(config, 720, 1280, 1, DecodePlan(), 4))
+    assert sum(wan_decoder_memory(config, 1440, 1280, 1, DecodePlan(), 4)) == pytest.approx(2 * base, rel=0.01)
+    narrow = sum(wan_decoder_memory(config, 720, 1280, 1, DecodePlan(), 2))
+    assert base / 2 < narrow < base / 2 + 2**28  # and the kernels that are derived from the weights
+    assert sum(wan_decoder_memory(config, 720, 1280, 2, DecodePlan(), 4)) > base
     assert transformer_memory(CONFIG, TokenGrid(9, 60, 80), 2, r) > transformer_memory(
         CONFIG, TokenGrid(9, 30, 80), 2, r
     )
@@ -79,7 +80,9 @@ def test_the_state_is_predicted_exactly() -> None:
         assert held == pytest.approx(predicted, rel=0.02)
 
 
-@pytest.mark.parametrize("plan", [DecodePlan(), DecodePlan(frames=2), DecodePlan(frames=1), DecodePlan(64, frames=1)])
+@pytest.mark.parametrize(
+    "plan", [DecodePlan(), DecodePlan(frames=4), DecodePlan(frames=2), DecodePlan(frames=1), DecodePlan(64, frames=1)]
+)
 @pytest.mark.parametrize("latents", [1, 2])
 @torch.no_grad()
 def test_the_decoders_peak_is_predicted(plan: DecodePlan, latents: int) -> None:
@@ -155,8 +158,9 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        DecodePlan(), DecodePlan(frames=2), DecodePlan(frames=1), DecodePlan(512, frames=2), DecodePlan(256, frames=1),
-        DecodePlan(1024, frames=2, keep_on=HOST), DecodePlan(256, frames=1, keep_on=HOST),
+        DecodePlan(), DecodePlan(frames=4), DecodePlan(frames=2), DecodePlan(frames=1),
+        DecodePlan(512, frames=2), DecodePlan(256, frames=1), DecodePlan(1024, frames=2, keep_on=HOST),
+        DecodePlan(256, frames=1, keep_on=HOST),
     ],
 )  # fmt: skip
 @torch.no_grad()

@@ -26,6 +26,8 @@ LEAST_CHUNK = 5
 """Frames under which a chunk is not cut down: two latent frames."""
 HOST = torch.device("cpu")
 WAN_PLANS = (
+    DecodePlan(latents=2),
+    DecodePlan(frames=4, latents=2),  # most of what two at a time gain, in the stages that need little memory
     DecodePlan(),
     DecodePlan(frames=2),
     DecodePlan(frames=1),
@@ -110,4 +112,5 @@ def told(plan: DecodePlan) -> str:
     """A decoder's plan in words."""
     tile = f"tiles of {plan.tile} pixels" if plan.tile else "whole frames"
     many = f", {plan.frames} at a time" if plan.frames else ""
+    many += f", {plan.latents} latent frames a call" if plan.latents > 1 else ""
     return f"{tile}{many}{', past kept in host memory' if plan.keep_on is not None else ''}"

@@ -52,21 +52,27 @@ class DecodePlan:
     """Output frames that the large stages take at a time; 0: all that came in."""
     keep_on: torch.device | None = None
     """Where the past waits for its next turn, such as the host's memory; None: where it is used."""
+    latents: int = 1
+    """Latent frames that a stream hands in at a time, but for its first."""
 
     def __post_init__(self) -> None:
         for name in ("tile", "halo", "frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"decoder {name} is {getattr(self, name)}; it must be 0 or more")
+        if self.latents < 1:
+            raise ValueError(f"decoder latents is {self.latents}; it must be 1 or more")
 
     def to_text(self) -> str:
         """Short; ``of_text`` reads it back."""
-        return ",".join(map(str, (self.tile, self.halo, self.frames, "" if self.keep_on is None else self.keep_on)))
+        place = "" if self.keep_on is None else self.keep_on
+        return ",".join(map(str, (self.tile, self.halo, self.frames, place, self.latents)))
 
     @classmethod
     def of_text(cls, text: str) -> DecodePlan:
         """Raises ValueError, one line, for what ``to_text`` did not write."""
         try:
-            tile, halo, frames, place = text.split(",")
-            return cls(int(tile), int(halo), int(frames), torch.device(place) if place else None)
+            tile, halo, frames, place, *latents = text.split(",")  # older jobs know nothing of the last one
+            (latent,) = latents or ("1",)
+            return cls(int(tile), int(halo), int(frames), torch.device(place) if place else None, int(latent))
         except (ValueError, RuntimeError):
-            raise ValueError(f"decoder's plan is {text[:40]!r}; expected such as '1024,24,2,cpu'") from None
+            raise ValueError(f"decoder's plan is {text[:40]!r}; expected such as '1024,24,2,cpu,1'") from None
