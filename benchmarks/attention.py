@@ -1,6 +1,7 @@
 """The three attention operations on a GPU: every candidate of the window kernel checked and timed, every backend timed.
 
     python benchmarks/attention.py                 # a CUDA device: about a minute
+    python benchmarks/attention.py --only fp32     # sizes whose name has that in it
     python benchmarks/attention.py --json out.json # where the results go; default: benchmarks/results/attention_DATE.json
 
 Two sizes: the full one (12 heads of 128, 33 frames of 720x1280) and that of the small model (8 heads of 32, 16 frames). Errors
@@ -220,13 +221,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = Path(__file__).parent / "results" / f"attention_{date.today().isoformat()}.json"
     parser.add_argument("--json", type=Path, default=default, help="where the results go")
+    parser.add_argument("--only", default="", help="sizes whose name has this in it, such as fp32")
     args = parser.parse_args()
-    began = time.perf_counter()
-    jobs = [(size, config) for size in SIZES for config in size.candidates]
+    began, sizes = time.perf_counter(), [size for size in SIZES if args.only in size.name]
+    jobs = [(size, config) for size in sizes for config in size.candidates]
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         checked = pool.map(check, jobs, chunksize=1)
     built, results = time.perf_counter() - began, {}
-    for size in SIZES:
+    for size in sizes:
         mine = [result for (s, _), result in zip(jobs, checked, strict=True) if s is size]
         results[size.name] = {"window": window_times(size, mine), "backends": [*backend_times(size), *qk_times(size)]}
     facts = {

@@ -138,14 +138,15 @@ def _window_kernel(  # type: ignore[no-untyped-def]
     lo_t, hi_t = tl.maximum(qt - RT, 0) - kt0, tl.minimum(qt + RT, frames - 1) - kt0
     lo_y, hi_y = tl.maximum(qy - RH, 0) - ky0, tl.minimum(qy + RH, height - 1) - ky0
     lo_x, hi_x = tl.maximum(qx - RW, 0) - kx0, tl.minimum(qx + RW, width - 1) - kx0
-    seen = tl.zeros([QUERIES], tl.int32)
-    if BITS_T > 0:
-        seen = seen | ((2 << hi_t) - (1 << lo_t))
-    if BITS_H > 0:
-        seen = seen | (((2 << hi_y) - (1 << lo_y)) << BITS_T)
-    if BITS_W > 0:
-        seen = seen | (((2 << hi_x) - (1 << lo_x)) << (BITS_T + BITS_H))
-    hidden = ~seen
+    if BY_BITS:
+        seen = tl.zeros([QUERIES], tl.int32)
+        if BITS_T > 0:
+            seen = seen | ((2 << hi_t) - (1 << lo_t))
+        if BITS_H > 0:
+            seen = seen | (((2 << hi_y) - (1 << lo_y)) << BITS_T)
+        if BITS_W > 0:
+            seen = seen | (((2 << hi_x) - (1 << lo_x)) << (BITS_T + BITS_H))
+        hidden = ~seen
 
     d = tl.arange(0, DP)
     q_token = (qt * height + qy) * width + qx
