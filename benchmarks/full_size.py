@@ -116,7 +116,9 @@ def stage_times(
     }
     element = pixels.element_size()
     held = weights_of(model) + (pixels.numel() + z_l.numel()) * element
-    step = transformer_memory(config, model.dit.grid(z_l), element, routing, gathers_windows(model))
+    step = transformer_memory(
+        config, model.dit.grid(z_l), element, routing, gathers_windows(model), model.dit.folded is not None
+    )
     predicted = {"transformer": gib(held + step)}
     for n in (1, 2):
         state, work = wan_decoder_memory(decoder.config, height, width, n, decoder.plan, element)

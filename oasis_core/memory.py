@@ -89,7 +89,7 @@ def transformer_memory(
     rope = 5 * 4 // element  # in numbers of ``element`` bytes
     joined = 4 * every + few * (1 + rope) * config.dim
     before = joined if folded else (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
-    after = 2 * every + few * (3 * config.dim + 2 * config.ffn_dim)
+    after = 2 * every + few * ((1 if folded else 3) * config.dim + 2 * config.ffn_dim)
     if isinstance(routing, RoutingSpec):
         layers, window = set(routing.layers), routing.window
     else:  # what will be decided is not known: the most that it can be
