@@ -184,7 +184,7 @@ def main() -> None:
         cases = tuple((int(a), int(b), int(c)) for a, b, c in (case.split("x") for case in args.cases.split(",")))
     if args.limit and on.device.type == "cuda":
         fraction = args.limit * GIB / torch.cuda.get_device_properties(on.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), on.device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), torch.cuda.current_device())
     plan = DecodePlan(args.tile, frames=args.at_once)
     third = 1 / 3
     routings = {
