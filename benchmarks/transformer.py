@@ -76,7 +76,7 @@ def variants(z: Tensor, name: str, only: str) -> dict[str, float]:
     for key, routing in ((k, r) for k, r in ROUTINGS.items() if only in k):
         note(f"{key}, unfolded", build(None, name), routing)
         dit = build(routing, name)
-        with patch.object(layers, "_has_triton", lambda: False):
+        with patch.object(layers, "_has_triton", lambda device: False):
             note(f"{key}, folded, no Triton", dit, routing)
         note(f"{key}, folded", dit, routing)
         for at_once in (8192, 32768, 1 << 20) if key == "routed" else ():

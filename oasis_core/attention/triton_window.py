@@ -87,15 +87,16 @@ def window_attention(
     config = config or config_for(d, q.dtype)
     plan = plan_window(grid, window, config.queries, config.keys)
     wide = max((x.shape[1] + 1) * x.stride(1) for x in (q, k, v, out)) >= 2**31
-    _window_kernel[(plan.tiles, n, b)](
-        q, k, v, out, lse, key_bits(plan, config.keys, q.device), d**-0.5 * LOG2_E,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        grid.t, grid.h, grid.w, plan.h.tiles, plan.w.tiles,
-        **_sizes(plan), D=d, DP=max(16, triton.next_power_of_2(d)), QUERIES=config.queries, KEYS=config.keys,
-        BY_BITS=plan.bits <= BITS, WIDE=wide, PRECISION=config.precision, ALIGN=ALIGN,
-        num_warps=config.warps, num_stages=config.stages,
-        **({} if config.registers is None else {"maxnreg": config.registers}),
-    )  # fmt: skip
+    with torch.cuda.device_of(q):  # Triton launches on the current one
+        _window_kernel[(plan.tiles, n, b)](
+            q, k, v, out, lse, key_bits(plan, config.keys, q.device), d**-0.5 * LOG2_E,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+            grid.t, grid.h, grid.w, plan.h.tiles, plan.w.tiles,
+            **_sizes(plan), D=d, DP=max(16, triton.next_power_of_2(d)), QUERIES=config.queries, KEYS=config.keys,
+            BY_BITS=plan.bits <= BITS, WIDE=wide, PRECISION=config.precision, ALIGN=ALIGN,
+            num_warps=config.warps, num_stages=config.stages,
+            **({} if config.registers is None else {"maxnreg": config.registers}),
+        )  # fmt: skip
     return out, lse
 
 
