@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +128,11 @@ def test_what_broken_packages_are_said_to_be(tmp_path: Path, monkeypatch: pytest
     assert flash.broken("half_installed") == why
     assert flash.broken("json") is None
     assert not flash.installed("cutlass_that_is_missing.cute")
+    (tmp_path / "for_another_cuda").mkdir()
+    (tmp_path / "for_another_cuda" / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    assert not flash.installed("for_another_cuda.cute")
+    monkeypatch.setitem(sys.modules, "stand_in", ModuleType("stand_in"))  # as other custom nodes leave them
+    assert not flash.installed("stand_in")
 
 
 def test_a_triton_that_does_not_start_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

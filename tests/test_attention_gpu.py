@@ -104,8 +104,8 @@ def test_mixed_heads_whatever_is_chosen(name: str) -> None:
         assert relative(got[:, :, n : n + 1], truth) < ERROR[torch.bfloat16], extent
 
 
-@pytest.mark.parametrize("dtype", ERROR)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 2), (4, 1, 1), (1, 5, 1), (2, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 1), (1, 2, 3)])
 def test_auto_on_the_smallest_grids(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     """Every kind of head, even sizes that no fast kernel takes."""
     extents = (
@@ -116,7 +116,7 @@ def test_auto_on_the_smallest_grids(shape: tuple[int, int, int], dtype: torch.dt
         Extent(None, 3, 3),
     )
     grid = TokenGrid(*shape)
-    for head_dim in (16, 18, 32, 128, 160):
+    for head_dim in (18, 64, 160):
         q, k, v = random_inputs(grid, len(extents), head_dim, dtype, 0)
         got = routed_attention(q, k, v, grid, extents, (3, 5, 5), backend_for("auto", CUDA))
         for n, extent in enumerate(extents):

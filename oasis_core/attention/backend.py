@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .problem import Operation, Problem
+
+log = logging.getLogger(__name__)
 
 
 class Backend(ABC):
@@ -58,6 +61,9 @@ def installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # of the package above it
+        return False
+    except Exception as e:  # the import of that may raise anything: a build for another CUDA, a stand-in without a spec
+        log.warning("%s cannot be looked for: %s", module, in_a_line(e))
         return False
 
 

@@ -127,8 +127,8 @@ FASTEST: dict[Operation, tuple[Backend, ...]] = {
     Operation.INTRA_FRAME: (FLASH, CUDNN, SDPA),
     Operation.WINDOW: (TRITON, SDPA),
 }
-"""What ``auto`` tries, fastest first, as measured on Hopper (docs/attention.md). cuDNN before sdpa: torch 2.11 takes cuDNN there
-by itself (equal within 5 %, either way), older ones FlashAttention 2, which takes 1.6 times as long."""
+"""What ``auto`` tries, fastest first, as measured on Hopper (docs/attention.md). cuDNN before sdpa: recent torch takes
+cuDNN there by itself (equal within 5 %, either way), older ones FlashAttention 2, which takes 1.6 times as long."""
 
 
 class Choice(Backend):

@@ -50,7 +50,7 @@ class WindowConfig:
 def config_for(head_dim: int, dtype: torch.dtype) -> WindowConfig:
     """The fastest of each size on an H100 (docs/attention.md): small tiles, since many that run at once hide each other's waits.
 
-    In fp32 three products of the matrix units are as exact as one in fp32 (5e-7), and 2 to 4 times faster.
+    In fp32 three products of the matrix units are as exact as one in fp32 (5e-7), and 2 to 3 times as fast.
     """
     if dtype == torch.float32:
         return WindowConfig(32, 32, 2, 2, precision="tf32x3")
