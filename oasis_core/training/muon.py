@@ -47,8 +47,6 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One step; a ``closure`` is not supported."""
         assert closure is None
-        found = getattr(self, "found_inf", None)
-        scale = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for p in group["params"]:

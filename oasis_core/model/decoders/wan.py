@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...plan import Span
 from ..vae_config import WanDecoderConfig
 from .streaming import COARSE, DecodePlan, DecoderState, Past
-from .wan_layers import CausalConv, FrameAttention, Norm, ResidualBlock, Upsample
+from .wan_layers import CausalConv, FrameAttention, Norm, ResidualBlock, Upsample, identity
 from .wan_stream import Stream, convolved, enlarged, streams, through
 
 BLOCKS = 3
@@ -34,6 +34,9 @@ class WanDecoder(nn.Module):
         number = count().__next__
         w, c = config.width, config.latent_channels
         self.post_quant = nn.Linear(c, c)
+        self._first: tuple[object, Tensor, Tensor] | None = (
+            None  # of ``_normalised``: made once, as it waits for a GPU's work
+        )
         self.conv_in = CausalConv(c, 4 * w, 3, number())
         self.mid = nn.ModuleList(
             [ResidualBlock(4 * w, 4 * w, number), FrameAttention(4 * w), ResidualBlock(4 * w, 4 * w, number)]
@@ -91,11 +94,18 @@ class WanDecoder(nn.Module):
 
     def _normalised(self, z: Tensor) -> Tensor:
         """``(B, t, h, w, C)``: mean and deviation restored and the first 1x1 convolution, in one."""
-        mean, std = (z.new_tensor(v, dtype=torch.float32) for v in (self.config.latent_mean, self.config.latent_std))
-        weight = self.post_quant.weight.float()
-        bias = self.post_quant.bias.float() + weight @ mean
-        dtype = self.post_quant.weight.dtype
-        return F.linear(z.movedim(1, -1).to(dtype), (weight * std).to(dtype), bias.to(dtype))
+        given = self.post_quant.weight, self.post_quant.bias
+        key = tuple(map(identity, given))
+        first = self._first
+        if first is None or first[0] != key or torch.is_grad_enabled():
+            mean, std = (
+                z.new_tensor(v, dtype=torch.float32) for v in (self.config.latent_mean, self.config.latent_std)
+            )
+            weight, bias = (p.float() for p in given)
+            first = key, (weight * std).to(given[0].dtype), (bias + weight @ mean).to(given[1].dtype)
+            self._first = None if torch.is_grad_enabled() else first
+        _, weight, bias = first
+        return F.linear(z.movedim(1, -1).to(weight.dtype), weight, bias)
 
     def _small_stages(self, x: Tensor, past: Past) -> Tensor:
         """``(B, T, 2h, 2w, 4 width)``: all frames, at a quarter of the output's resolution."""

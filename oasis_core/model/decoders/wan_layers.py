@@ -30,6 +30,12 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None and torch.version.cuda is not None
 
 
+def identity(weight: Tensor) -> tuple[object, ...]:
+    """Equal as long as a weight has the same values in the same place, to keep what is derived from it."""
+    version = None if weight.is_inference() else weight._version
+    return None if weight.is_meta else weight.data_ptr(), version, weight.device, weight.dtype
+
+
 class Norm(nn.Module):
     """Each position's channels divided by their root mean square, times a learned gain."""
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .streaming import Past
-from .wan_layers import PAST, TINY, CausalConv, Norm, ResidualBlock, Upsample, fused
+from .wan_layers import PAST, TINY, CausalConv, Norm, ResidualBlock, Upsample, fused, identity
 from .winograd import Form, kernels
 
 WIDE = 8
@@ -50,7 +50,7 @@ class Stream:
 
     @classmethod
     def of(cls, x: Tensor, more: Convolved | None = None) -> Stream:
-        return cls(tuple(x.shape), x.dtype, x, None, more)
+        return cls(tuple(x.shape), x.dtype, x.contiguous(), None, more)
 
     def whole(self) -> Tensor:
         """``(B, T, H, W, C)``, everything added."""
@@ -58,8 +58,9 @@ class Stream:
         assert self.x is not None
         return self.x
 
-    def convolve(self, norm: Norm, conv: CausalConv, past: Past, keep: bool) -> Convolved:
-        """``conv(silu(norm(stream)))``. ``keep``: the stream goes on, everything added; else it ends here."""
+    def convolve(self, norm: Norm, conv: CausalConv, past: Past, keep: bool, multiple: int = 1) -> Convolved:
+        """``conv(silu(norm(stream)))``, its channels padded with zeros to that multiple. ``keep``: the stream goes on, everything
+        added; else it ends here."""
         b, t, h, w, c = self.shape
         before = past.inputs.get(conv.number)
         form, dtype = Form.of(t, before is not None), narrow(self.dtype)
@@ -72,7 +73,7 @@ class Stream:
             inputs = [norm.gamma.new_empty(size, dtype=dtype) for _ in range(form.products)]
         self._step(_Next(norm.gamma, form, inputs, kept, before is not None), keep)
         past.inputs[conv.number] = kept
-        return _convolve(conv, form, inputs)
+        return _convolve(conv, form, inputs, multiple)
 
     def _step(self, after: _Next | None, keep: bool) -> None:
         if self.corners is None and self.more is None and after is None:
@@ -119,7 +120,7 @@ def through(layers: Iterable[nn.Module], stream: Stream, past: Past) -> Stream:
 
 def convolved(stream: Stream, norm: Norm, conv: CausalConv, past: Past) -> Tensor:
     """``conv(silu(norm(stream)))``: ``(B, T, H, W, cout)``."""
-    more = stream.convolve(norm, conv, past, keep=False)
+    more = stream.convolve(norm, conv, past, keep=False, multiple=WIDE)
     shape = (*stream.shape[:4], len(more.bias))
     return Stream(shape, stream.dtype, None, None, more).whole()[..., : len(conv.bias)]
 
@@ -170,9 +171,9 @@ def _run(stream: Stream, out: Tensor | None, after: _Next | None) -> None:
         )
 
 
-def _convolve(conv: CausalConv, form: Form, inputs: list[Tensor]) -> Convolved:
+def _convolve(conv: CausalConv, form: Form, inputs: list[Tensor], multiple: int) -> Convolved:
     """The products, without the bias; ``inputs`` is emptied."""
-    weights, bias = _weights(conv, form, inputs[0].dtype)
+    weights, bias = _weights(conv, form, inputs[0].dtype, multiple)
     b, side, products = inputs[0].shape[0], weights[0].shape[-1] // 2, []
     for weight in weights:
         x = inputs.pop(0)
@@ -186,17 +187,15 @@ def _convolve(conv: CausalConv, form: Form, inputs: list[Tensor]) -> Convolved:
     return Convolved(products, bias)
 
 
-def _weights(conv: CausalConv, form: Form, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Kernels of the products and the bias, padded to ``WIDE`` channels; made once for the weights that ``conv`` has."""
+def _weights(conv: CausalConv, form: Form, dtype: torch.dtype, multiple: int) -> tuple[list[Tensor], Tensor]:
+    """Kernels of the products and the bias, padded to that multiple of channels; made once for the weights that ``conv`` has."""
     weight = conv.weight
-    version = None if weight.is_inference() else weight._version
-    place = None if weight.is_meta else weight.data_ptr()
-    key = (place, version, weight.device, weight.dtype, dtype)
+    key = (*identity(weight), dtype)
     if conv.derived is None or conv.derived[0] != key:
         conv.derived = (key, {})
     forms = conv.derived[1]
     if form not in forms:
-        more = -len(weight) % WIDE
+        more = -len(weight) % multiple
         padded = F.pad(weight, (0, 0) * 4 + (0, more))
         forms[form] = (kernels(padded, form, dtype), F.pad(conv.bias, (0, more)))
     return forms[form]

@@ -61,10 +61,10 @@ def matrices(group: int) -> tuple[Tensor, Tensor, Tensor]:
     if group not in (2, 4):
         raise ValueError(f"group is {group} frames; it must be 2 or 4")
     if group == 2:
-        a = [[1, 1, 1, 0], [0, 1, -1, -1]]
-        g = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-        b = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
-        return tuple(torch.tensor(x, dtype=torch.float64) for x in (a, g, b))  # type: ignore[return-value]
+        a: list[list[float]] = [[1, 1, 1, 0], [0, 1, -1, -1]]
+        g: list[list[float]] = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
+        b: list[list[float]] = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
+        return _double(a), _double(g), _double(b)
     p, q, both, product = P, Q, P * P + Q * Q, P * P * Q * Q
     points = (0.0, p, -p, q, -q)
     sizes = (product, *[2 * p * p * (p * p - q * q)] * 2, *[2 * q * q * (q * q - p * p)] * 2)
@@ -78,7 +78,11 @@ def matrices(group: int) -> tuple[Tensor, Tensor, Tensor]:
         [0, q * p * p, -p * p, -q, 1, 0],
         [0, product, 0, -both, 0, 1],
     ]
-    return tuple(torch.tensor(x, dtype=torch.float64) for x in (a, g, b))  # type: ignore[return-value]
+    return _double(a), _double(g), _double(b)
+
+
+def _double(rows: list[list[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def kernels(weight: Tensor, form: Form, dtype: torch.dtype) -> list[Tensor]:
