@@ -35,6 +35,7 @@ from memory import HEIGHT, WIDTH
 from oasis_core.checkpoints import EMBEDDED, load_checkpoint, resolve, save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.cli.device import choose_device, choose_dtype
+from oasis_core.memory import working_memory
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.ready import ready
@@ -127,8 +128,11 @@ def measure(case: Case, clip: Path) -> dict[str, float | None]:
     settings = UpscaleSettings(scale=4.0 if case.real else 2.0)
     upscaler = ready(checkpoint, checkpoint.routing, settings, "auto", False)
     alone_rate, alone_idle = alone(upscaler, clip, case.frames)
+    reader = VideoReader(clip)
+    needs = working_memory(upscaler, case.frames, reader.info.height, reader.info.width)
+    needs += sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
     with GpuIdle(place) as idle:
-        done = upscale_video(VideoReader(clip), clip.with_name("out.mp4"), upscaler, WriterSettings(), note)
+        done = upscale_video(reader, clip.with_name("out.mp4"), upscaler, WriterSettings(), note)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     result: dict[str, float | None] = {
         "frames_per_second": round(done.frames / done.seconds, 2),
@@ -143,6 +147,7 @@ def measure(case: Case, clip: Path) -> dict[str, float | None]:
     if place.type == "cuda":
         result["idle_share_of_the_gpu"] = idle.share
         result["idle_share_of_the_gpu_without_files"] = alone_idle
+        result["predicted_device_mib"] = round(needs / 2**20, 1)
         result["peak_device_mib"] = round(torch.cuda.max_memory_allocated(place) / 2**20, 1)
     return result
 

@@ -104,13 +104,15 @@ def test_4k_frames_stay_whole_on_common_cards(limit: int) -> None:
     assert cut(upscaler, 540, 960) == 80
     assert cut(fitted, 540, 960) == 0
     assert working_memory(fitted, 100, 540, 960) <= RESERVE * budget
-    assert fitted.settings.chunk_frames == (16 if limit > 8 else 8)
+    assert fitted.settings.chunk_frames == 16
 
 
 def test_what_is_whole_and_what_is_not() -> None:
     assert cut(tiny(), 360, 640) == 0  # 2560x1440: wherever
-    assert cut(fit(tiny(), 100, 540, 960, 2 * GIB), 540, 960) == 80  # too little: tiles, and the chunk stays
-    assert fit(tiny(), 100, 540, 960, 2 * GIB).settings.chunk_frames == 16
+    assert cut(fit(tiny(), 100, 540, 960, 2 * GIB), 540, 960) == 0  # a shorter chunk
+    assert fit(tiny(), 100, 540, 960, 2 * GIB + GIB // 2).settings.chunk_frames == 8
+    assert cut(fit(tiny(), 100, 540, 960, GIB), 540, 960) == 80  # too little: tiles, and the chunk stays
+    assert fit(tiny(), 100, 540, 960, GIB).settings.chunk_frames == 16
     assert cut(fit(tiny(), 100, 1080, 1920, 500 * GIB), 1080, 1920) == 80  # 7680x4320: the time would not end
     assert cut(fit(tiny(512), 100, 540, 960, 24 * GIB), 540, 960) == 32  # asked for
     assert cut(fit(tiny(), 100, 540, 960, 24 * GIB, whole=False), 540, 960) == 80
@@ -119,7 +121,7 @@ def test_what_is_whole_and_what_is_not() -> None:
 def test_a_job_keeps_whole_frames_or_tiles() -> None:
     one = Fraction(1)
     info = VideoInfo(960, 540, 100, 25 * one, one / 25, 0, one, "yuv420p", 8, ColorTags(1, False), ())
-    begun, manifest = planned(tiny(), Manifest({}), info, 7 * GIB)
+    begun, manifest = planned(tiny(), Manifest({}), info, 2 * GIB + GIB // 2)
     assert (manifest.chunk_frames, manifest.tile, cut(begun, 540, 960)) == (8, 0, 0)
     for budget in (None, GIB, 80 * GIB):
         again, same = planned(tiny(), manifest, info, budget)
