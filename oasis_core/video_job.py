@@ -20,7 +20,7 @@ from .jobs.fingerprint import hash_model
 from .jobs.fit import device_budget, planned
 from .jobs.folder import JobFolder
 from .jobs.manifest import Border
-from .jobs.overlap import ReadAhead, WriteBehind, frames_waiting
+from .jobs.overlap import PACKED_BYTES, RGB_BYTES, ReadAhead, WriteBehind, frames_waiting
 from .jobs.packers import Packers
 from .jobs.remembered import free_memory_mib, recall, remember
 from .jobs.segment_files import Ready, SegmentFiles
@@ -183,12 +183,14 @@ class _Work:
         try:
             with (
                 Packers(Packing(*self.size, info, self.writer)) as packers,
-                ReadAhead(self.reader.frames(first, known), frames_waiting(info.height, info.width)) as ahead,
-                WriteBehind(files.consume, frames_waiting(*reversed(self.size))) as behind,
+                ReadAhead(
+                    self.reader.frames(first, known), frames_waiting(info.height, info.width, RGB_BYTES)
+                ) as ahead,
+                WriteBehind(files.consume, frames_waiting(self.size[1], self.size[0], PACKED_BYTES)) as behind,
             ):
                 frames = noting_stamps(ahead, stamps, start.frame - first)
                 behind.put(self._feed(frames, stamps, start, packers, behind))
-            self.waited += ahead.waited + behind.waited
+            self.waited += ahead.waited + packers.waited + behind.waited
         finally:
             files.abort()
 

@@ -12,7 +12,7 @@ from ..progress import Progress, Tally
 from ..video_io import VideoReader, WriterSettings
 from ..video_io.packing import Packing
 from .manifest import SegmentRecord
-from .overlap import ReadAhead, WriteBehind, frames_waiting
+from .overlap import PACKED_BYTES, RGB_BYTES, ReadAhead, WriteBehind, frames_waiting
 from .packers import Packers
 from .scan import SegmentTask
 from .segment_files import Ready, SegmentFile
@@ -49,8 +49,10 @@ def make_segment(
     try:
         with (
             Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer)) as packers,
-            ReadAhead(reader.frames(first, task.known), frames_waiting(geometry.in_h, geometry.in_w)) as ahead,
-            WriteBehind(file.write, frames_waiting(geometry.out_h, geometry.out_w)) as behind,
+            ReadAhead(
+                reader.frames(first, task.known), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
+            ) as ahead,
+            WriteBehind(file.write, frames_waiting(geometry.out_h, geometry.out_w, PACKED_BYTES)) as behind,
         ):
             frames = noting_stamps(ahead, stamps, start - first)
             at = start

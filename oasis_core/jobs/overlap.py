@@ -20,11 +20,13 @@ ROOM = 2**28
 enough for the time in which the encoder finishes a segment."""
 LEAST, MOST = 2, 64
 """Frames that wait on either side in any case, and at most."""
+RGB_BYTES, PACKED_BYTES = 12, 3
+"""For a pixel: three fp32 values; an encoder's frame (8 bits 4:2:0 take 1.5, 10 bits 3, the lossless formats up to 6)."""
 
 
-def frames_waiting(height: int, width: int) -> int:
-    """How many frames ``(H, W, 3)`` of fp32 may wait on one side of the model."""
-    return max(LEAST, min(MOST, ROOM // (height * width * 12)))
+def frames_waiting(height: int, width: int, pixel_bytes: int) -> int:
+    """How many frames may wait in one place."""
+    return max(LEAST, min(MOST, ROOM // (height * width * pixel_bytes)))
 
 
 class ReadAhead(Generic[T]):
