@@ -1,4 +1,4 @@
-"""Finished frames on their way from a CUDA device to the host, while the device works on the next ones.
+"""Frames on their way to a CUDA device, and finished ones back to the host, while the device works on others.
 
 Copies into memory that the system cannot move ("pinned") run beside the device's work and several times faster than into other
 memory; two such buffers take turns, so that it stays bounded.
@@ -43,6 +43,14 @@ class _Staging:
         self._done.synchronize()
         frames, self._source = self._view(), None
         return frames
+
+
+def lifted(frames: Tensor, device: torch.device) -> Tensor:
+    """The frames on ``device``, in fp32. The host does not wait for what the device still has to do, as it would for a copy from
+    memory that is not pinned: it prepares the next frame meanwhile."""
+    if device.type == "cuda" and not frames.is_cuda:
+        return frames.float().pin_memory().to(device, non_blocking=True)
+    return frames.to(device, torch.float32)
 
 
 def landed(parts: Iterable[Part]) -> Iterator[Part]:

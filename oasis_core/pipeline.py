@@ -22,7 +22,7 @@ from .color import ColorCorrector
 from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
-from .landing import kept, landed
+from .landing import kept, landed, lifted
 from .model import OasisModel
 from .model.decoders import DecoderState
 from .one_step import OneStep
@@ -238,7 +238,7 @@ class Upscaler:
         """The group's frames on the target grid, fp32 ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
         geometry = self.geometry(*group.frames.shape[1:3])
         device = self.model.project.weight.device
-        return upsample_and_pad(group.frames.to(device, torch.float32).clamp(0, 1), geometry)
+        return upsample_and_pad(lifted(group.frames, device).clamp(0, 1), geometry)
 
     def _one_step(self, z_l: Tensor, shot: int, poll: Poll | None, tally: Tally | None) -> Tensor:
         """z_H of a chunk of the shot that begins with frame ``shot``; large frames in tiles."""
