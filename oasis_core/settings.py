@@ -17,10 +17,10 @@ TILE_OVERLAP = 128
 """Output pixels that tiles share where nothing is said."""
 WHOLE_FRAME = 2560 * 1440
 """Output pixels up to which ``tile=None`` keeps the frame whole: tiles of ``AUTO_TILE`` with their overlaps would cost heads that
-see everything more here (six tiles of 80x80 tokens instead of one of 90x160), and their seams besides (docs/long_videos.md)."""
+see everything more here (six tiles of 80x80 tokens instead of one frame of 90x160), and differ from it (docs/long_videos.md)."""
 LARGEST_WHOLE = 4096 * 2176
 """Output pixels up to which ``tile=None`` keeps it whole where its memory is known to be there (``jobs/fit.py``). At 3840x2160
-whole-frame heads take four times the work that they take in tiles; it grows with the square of the pixels."""
+whole-frame heads take 3.2 times the work that they take in tiles, all else 0.6 times; it grows with the square of the pixels."""
 
 
 @dataclass(frozen=True)
