@@ -40,10 +40,13 @@ COUNTED = ("cuda", "meta")
 coarser."""
 
 
-def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> int:
+def working_memory(upscaler: Upscaler, frames: int, height: int, width: int, on: str | None = None) -> int:
     """Bytes for a clip of that size: the transformer works on one tile of a chunk, the decoder on a whole frame group.
 
     A stateful decoder's memory of earlier frames stays while the transformer works.
+
+    Args:
+        on: the kind of device that will do it; None: where the model is.
     """
     config = upscaler.model.config
     geometry = upscaler.geometry(height, width)
@@ -59,7 +62,7 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     transformer = transformer_memory(config, grid, element, upscaler.routing, gathers, folded)
     if isinstance(config.decoder, PixelDecoderConfig):
         width, group = config.decoder.hr_width, config.unshuffle[0] * pixels
-        if upscaler.model.project.weight.device.type not in COUNTED:
+        if (on or upscaler.model.project.weight.device.type) not in COUNTED:
             tokens = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
             return tokens + images + group * 2 * width * element
         decoded = DECODED_BYTES + 3 * width * element // 4

@@ -132,6 +132,14 @@ def test_a_job_keeps_whole_frames_or_tiles() -> None:
     assert (cut(still, 540, 960), same) == (80, tiled)
 
 
+def test_a_plan_is_the_same_for_a_model_that_waits_on_the_cpu() -> None:
+    """Ray's driver plans for its workers' GPUs."""
+    there = tiny()
+    here = Upscaler(there.model.to_empty(device="cpu"), RoutingSpec.by_ratio(2, 8, 0.1, 0.2), UpscaleSettings())
+    for budget in (GIB, 2 * GIB, 2 * GIB + GIB // 2, 7 * GIB):
+        assert fit(here, 100, 540, 960, budget).settings == fit(tiny(), 100, 540, 960, budget).settings
+
+
 def test_full_size_frames_stay_whole_too() -> None:
     fitted = fit(full_size(chunk=17), 33, 540, 960, 76 * GIB)
     assert fitted.settings.tile == 0

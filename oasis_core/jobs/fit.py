@@ -91,7 +91,7 @@ def _search(upscaler: Upscaler, size: tuple[int | None, int, int], budget: int, 
 
     The chunk is halved down to ``least`` frames; for each the decoder's plans are tried.
     """
-    decoder, chunk = upscaler.model.decoder, upscaler.settings.chunk_frames
+    decoder, chunk = upscaler.model.decoder, upscaler.settings.chunk_frames  # the model itself may wait elsewhere
     plans = WAN_PLANS if isinstance(decoder, WanDecoder) else TINY_PLANS
     frames, height, width = size
     while True:
@@ -99,7 +99,7 @@ def _search(upscaler: Upscaler, size: tuple[int | None, int, int], budget: int, 
         for plan in plans if isinstance(decoder, WanDecoder | TaehvDecoder) else (None,):
             if plan is not None:
                 decoder.plan = plan  # type: ignore[assignment]
-            need = working_memory(tried, frames or chunk, height, width)
+            need = working_memory(tried, frames or chunk, height, width, "cuda")
             if need <= RESERVE * budget:
                 return tried, need
         if chunk <= least:
