@@ -179,7 +179,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --small runs on the CPU")
     else:
-        on, config, cases = Device(torch.device("cuda"), torch.bfloat16), FULL, CASES
+        on, config, cases = Device(torch.device("cuda", torch.cuda.current_device()), torch.bfloat16), FULL, CASES
     if args.cases:
         cases = tuple((int(a), int(b), int(c)) for a, b, c in (case.split("x") for case in args.cases.split(",")))
     if args.limit and on.device.type == "cuda":
