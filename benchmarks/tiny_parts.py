@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from clock import now
+from clock import milliseconds
 from peer_nets import RRDBNet
 from random_models import TINY, random_tiny, tiny_routing
 from torch.profiler import ProfilerActivity, profile
@@ -31,13 +31,7 @@ HEIGHT, WIDTH = 180, 320
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """The best of ``rounds`` after three to warm up (a CPU: one)."""
-    times: list[float] = []
-    for _ in range(rounds + (1 if device.type == "cpu" else 3)):
-        began = now(device)
-        work()
-        times.append(now(device) - began)
-    return min(times[-rounds:])
+    return milliseconds(work, device, rounds) / 1000
 
 
 def stages(up: Upscaler, device: torch.device, rounds: int) -> dict[str, float]:
