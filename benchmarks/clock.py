@@ -25,7 +25,7 @@ def now(device: torch.device) -> float:
 
 
 def milliseconds(work: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
-    """The median of ``rounds``; on CUDA between two events, so that launching the work counts only where it is what takes time."""
+    """The median of ``rounds``; on CUDA between two events: launching the work counts only where that is what takes time."""
     times = []
     for _ in range(rounds + (1 if device.type == "cpu" else WARM)):
         if device.type == "cuda":

@@ -110,12 +110,14 @@ def stage_times(
 
 
 def run_case(
-    model: OasisModel, routing: RoutingSpec, case: tuple[int, int, int], on: Device, rounds: int, fitted: bool
-) -> dict[str, object]:
-    """One clip, stage by stage and whole; ``fitted``: whole alone, with the plan for the memory that is allowed."""
+    model: OasisModel, routing: RoutingSpec, case: tuple[int, int, int], on: Device, rounds: int, fitted: bool,
+    tile: int | None = 0,
+) -> dict[str, object]:  # fmt: skip
+    """One clip, stage by stage and whole; ``fitted``: whole alone, with the plan for the memory that is allowed; so, too, where
+    frames go in tiles (``UpscaleSettings.tile``)."""
     frames, height, width = case
-    stages, predicted = ({}, {}) if fitted else stage_times(model, routing, case, on, rounds)
-    upscaler = Upscaler(model, routing, UpscaleSettings(scale=4, chunk_frames=frames, tile=0, scene_cuts=False))
+    stages, predicted = ({}, {}) if fitted or tile != 0 else stage_times(model, routing, case, on, rounds)
+    upscaler = Upscaler(model, routing, UpscaleSettings(scale=4, chunk_frames=frames, tile=tile, scene_cuts=False))
     if fitted:
         upscaler = fit(upscaler, frames, height // 4, width // 4, device_budget(on.device))
         print(f"  plan: chunk {upscaler.settings.chunk_frames}, {told(model.decoder.plan)}")  # type: ignore[arg-type]

@@ -85,8 +85,8 @@ def window_numbers(grid: TokenGrid, heads: int, head_dim: int, window: tuple[int
     rows = min(tiling.counts[0], max(1, WINDOW_KEY_BUDGET_ELSE // (per_row * grid.t)))
     alike = max(1, grid.t - 2 * (window[0] // 2))  # frames that see equally many
     run = max(1, min(alike, WINDOW_KEY_BUDGET_ELSE // (per_row * rows * window[0])))
-    seen = 3 * run * min(window[0], grid.t) if run > 1 else 0  # one frame's are views
-    return per_row * rows * (2 * grid.t + seen)
+    copies = 3 * run if run > 1 else 2  # one frame's keys are views: what is left are queries, padding and results
+    return per_row * rows * (2 * grid.t + copies * min(window[0], grid.t))
 
 
 def _band(
