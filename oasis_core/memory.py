@@ -74,10 +74,10 @@ def transformer_memory(
 ) -> int:  # fmt: skip
     """Bytes of activations of one step on ``grid``, in numbers of ``element`` bytes, off the CPU: the largest of three moments.
 
-    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time q and k in fp32, twice
-    (not folded: q, k, v once more, both normed, one turned, and five fp32 tensors that RoPE needs). In it: the same four,
-    the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the feed-forward
-    layer in slices (not folded: before and after GELU). The tables of RoPE are always there.
+    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time q and k in
+    fp32, twice (not folded: q, k, v once more, both normed, one turned, and five fp32 tensors that RoPE needs). In it: the
+    same four, the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the
+    feed-forward layer in slices (not folded: before and after GELU). The tables of RoPE are always there.
 
     Args:
         gathers: windows are gathered (``sdpa.window_attention``), not read in place. folded: the weights are
