@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from clock import milliseconds
 from random_models import FULL, random_transformer, routings
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -41,16 +42,7 @@ KINDS = {
 
 
 def timed(work: Callable[[], object], rounds: int = 5) -> float:
-    """Milliseconds, the median by device events after two to warm up."""
-    times = []
-    for _ in range(rounds + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return sorted(times[2:])[rounds // 2]
+    return milliseconds(work, torch.device("cuda"), rounds)
 
 
 def build(routing: RoutingSpec | None, name: str, fp8: bool = False) -> DiT:

@@ -95,10 +95,10 @@ def transformer_memory(
 ) -> int:  # fmt: skip
     """Bytes of activations of one step on ``grid``, in numbers of ``element`` bytes, off the CPU: the largest of three moments.
 
-    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time one of them normed
-    and five fp32 tensors that RoPE needs (not folded: q, k, v once more, both normed, and one turned). In it: the same four,
-    the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the feed-forward
-    layer in slices. The tables of RoPE are always there.
+    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time q and k in
+    fp32, twice (not folded: q, k, v once more, both normed, one turned, and five fp32 tensors that RoPE needs). In it: the
+    same four, the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the
+    feed-forward layer in slices (not folded: before and after GELU). The tables of RoPE are always there.
 
     Args:
         gathers: windows are gathered (``sdpa.window_attention``), not read in place. folded: the weights are
@@ -108,9 +108,13 @@ def transformer_memory(
     few = -(-grid.length // -(-grid.length // DEVICE_TOKENS))  # slices are of equal size
     tables = 2 * grid.length * config.head_dim * 4
     rope = 5 * 4 // element  # in numbers of ``element`` bytes
-    joined = 4 * every + few * (1 + rope) * config.dim
-    before = joined if folded else (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
-    after = 2 * every + few * ((1 if folded else 3) * config.dim + 2 * config.ffn_dim)
+    turned = 4 * 4 // element  # q and k in fp32, before and after their norms
+    before = (
+        4 * every + few * turned * config.dim
+        if folded
+        else (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
+    )
+    after = 2 * every + few * (config.dim + config.ffn_dim if folded else 3 * config.dim + 2 * config.ffn_dim)
     if isinstance(routing, RoutingSpec):
         layers, window = set(routing.layers), routing.window
     else:  # what will be decided is not known: the most that it can be

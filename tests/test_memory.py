@@ -142,6 +142,7 @@ def moved(past: Past, device: torch.device) -> None:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a CUDA device's kernels give out, in shape and layout."""
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: torch.empty_like(q))
+    monkeypatch.setattr("oasis_core.model.folded_linear.linear_gelu", F.linear)
     monkeypatch.setattr(F, "conv3d", conv3d)
     monkeypatch.setattr(nn.Conv2d, "forward", conv2d)
     monkeypatch.setattr(Past, "move", moved)
