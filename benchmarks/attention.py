@@ -1,11 +1,13 @@
 """The three attention operations on a GPU: every candidate of the window kernel checked and timed, every backend timed.
 
     python benchmarks/attention.py                 # a CUDA device: about a minute
+    python benchmarks/attention.py --only fp32     # sizes whose name has that in it
     python benchmarks/attention.py --json out.json # where the results go; default: benchmarks/results/attention_DATE.json
 
-Two sizes: the full one (12 heads of 128, 33 frames of 720x1280) and that of the small model (8 heads of 32, 16 frames). Errors
-are against the reference in fp64, on grids that no tile divides, of one frame, of one row, and random ones. Candidates are built
-and checked in processes of their own, side by side; times are medians of ``triton.testing.do_bench`` with nothing else running.
+Two sizes: the full one (12 heads of 128, 33 frames of 720x1280) and that of the small model (8 heads of 32, 16 frames); besides,
+heads of 64, fp32, and a wider window, for which larger tiles read fewer keys. ``*``: the configuration in use. Errors are against
+the reference in fp64, on grids that no tile divides, of one frame, of one row, and random ones. Candidates are built and checked
+in processes of their own, side by side; times are medians of ``triton.testing.do_bench`` with nothing else running.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -52,12 +55,13 @@ class Size:
     head_dim: int
     dtype: str
     candidates: tuple[WindowConfig, ...]
+    window: tuple[int, int, int] = WINDOW
 
 
 LARGE = (
     C(128, 64, 8, 2), C(128, 64, 8, 2, 128), C(128, 64, 8, 3), C(128, 32, 8, 2), C(128, 32, 8, 3), C(128, 32, 8, 3, 128),
     C(128, 128, 8, 2), C(64, 64, 4, 2), C(64, 64, 4, 3), C(64, 32, 4, 2), C(64, 32, 4, 3), C(64, 32, 4, 4),
-    C(64, 32, 4, 4, 128), C(64, 128, 4, 2), C(32, 32, 2, 2),
+    C(64, 32, 4, 4, 128), C(64, 128, 4, 2), C(32, 32, 2, 2), C(64, 32, 4, 2, 128), C(64, 16, 4, 3), C(32, 32, 1, 2),
 )  # fmt: skip
 SMALL = (
     C(128, 64, 8, 2), C(128, 64, 4, 2), C(128, 32, 4, 3), C(64, 64, 4, 2), C(64, 64, 4, 3), C(64, 32, 4, 2),
@@ -68,12 +72,16 @@ SINGLE = (
     C(64, 32, 4, 2), C(32, 32, 4, 2), C(64, 64, 8, 2), C(32, 32, 2, 2), C(64, 32, 4, 2, precision="tf32x3"),
     C(64, 64, 4, 2, precision="tf32x3"), C(32, 32, 2, 2, precision="tf32x3"), C(64, 32, 4, 3, precision="tf32x3"),
 )  # fmt: skip
+WIDE = (3, 9, 9)
 SIZES = (
     Size("12 x 128, 9x45x80, bf16", (9, 45, 80), 12, 128, "bf16", LARGE),
     Size("8 x 32, 16x45x80, bf16", (16, 45, 80), 8, 32, "bf16", SMALL),
     Size("8 x 64, 9x45x80, bf16", (9, 45, 80), 8, 64, "bf16", LARGE[:5] + SMALL[3:8]),
     Size("8 x 32, 16x45x80, fp32", (16, 45, 80), 8, 32, "fp32", SINGLE),
     Size("12 x 128, 5x45x80, fp32", (5, 45, 80), 12, 128, "fp32", SINGLE),
+    Size("12 x 128, 9x45x80, bf16, 3x9x9", (9, 45, 80), 12, 128, "bf16", LARGE[4:6] + LARGE[7:11], WIDE),
+    Size("8 x 32, 16x45x80, bf16, 3x9x9", (16, 45, 80), 8, 32, "bf16", SMALL[3:6] + SMALL[9:14], WIDE),
+    Size("8 x 64, 9x45x80, fp32", (9, 45, 80), 8, 64, "fp32", SINGLE[4:]),
 )
 SHAPES = ((5, 13, 19), (1, 17, 33), (3, 1, 40), (9, 8, 8))
 
@@ -110,7 +118,7 @@ def check(job: tuple[Size, WindowConfig]) -> dict[str, object]:
             if not error <= worst:
                 worst, where = error, (shape, window)
         grid = TokenGrid(*size.grid)
-        window_attention(*inputs(grid, size.heads, size.head_dim, DTYPES[size.dtype], 0), grid, WINDOW, config)
+        window_attention(*inputs(grid, size.heads, size.head_dim, DTYPES[size.dtype], 0), grid, size.window, config)
         torch.cuda.synchronize()
     except Exception as e:  # a candidate that does not fit the chip is a result, not the end of the run
         return {"failed": f"{type(e).__name__}: {str(e).splitlines()[0][:120]}"}
@@ -129,7 +137,7 @@ def median(work: Callable[[], object], rep: int = 60) -> float:
 def floor(size: Size, config: WindowConfig) -> dict[str, float]:
     """What the candidate cannot be faster than: dense arithmetic on tile and halo at 700 TFLOP/s, bytes at 3.3 TB/s, in ms."""
     grid = TokenGrid(*size.grid)
-    plan = plan_window(grid, WINDOW, config.queries, config.keys)
+    plan = plan_window(grid, size.window, config.queries, config.keys)
     flops = 4 * plan.blocks(config.keys) * config.queries * config.keys * size.head_dim * size.heads
     moved = 4 * grid.length * size.heads * size.head_dim * (4 if size.dtype == "fp32" else 2)
     return {"arithmetic_ms": flops / 700e9, "bytes_ms": moved / 3.3e9}
@@ -142,8 +150,8 @@ def window_times(size: Size, checked: list[dict[str, object]]) -> list[dict[str,
     for config, result in zip(size.candidates, checked, strict=True):
         row: dict[str, object] = {"config": asdict(config), **result, **floor(size, config)}
         if "failed" not in result:
-            row["ms"] = median(lambda config=config: window_attention(q, k, v, grid, WINDOW, config, out))
-            plan = plan_window(grid, WINDOW, config.queries, config.keys)
+            row["ms"] = median(lambda config=config: window_attention(q, k, v, grid, size.window, config, out))
+            plan = plan_window(grid, size.window, config.queries, config.keys)
             row["tile"] = [plan.t.tile, plan.h.tile, plan.w.tile]
         rows.append(row)
     return rows
@@ -154,7 +162,7 @@ def backend_times(size: Size) -> list[dict[str, object]]:
     grid = TokenGrid(*size.grid)
     q, k, v = inputs(grid, size.heads, size.head_dim, DTYPES[size.dtype], 1)
     rows = []
-    for name, extent in (("global", EVERYTHING), ("intra-frame", OWN_FRAME), ("window", Extent(*WINDOW))):
+    for name, extent in (("global", EVERYTHING), ("intra-frame", OWN_FRAME), ("window", Extent(*size.window))):
         truth = None
         for backend in BACKENDS.values():
             problem = Problem.of(q, k, v, grid, extent)
@@ -220,16 +228,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = Path(__file__).parent / "results" / f"attention_{date.today().isoformat()}.json"
     parser.add_argument("--json", type=Path, default=default, help="where the results go")
+    parser.add_argument("--only", default="", help="sizes whose name has this in it, such as fp32")
     args = parser.parse_args()
-    began = time.perf_counter()
-    jobs = [(size, config) for size in SIZES for config in size.candidates]
+    began, sizes = time.perf_counter(), [size for size in SIZES if args.only in size.name]
+    jobs = [(size, config) for size in sizes for config in size.candidates]
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         checked = pool.map(check, jobs, chunksize=1)
     built, results = time.perf_counter() - began, {}
-    for size in SIZES:
+    for size in sizes:
         mine = [result for (s, _), result in zip(jobs, checked, strict=True) if s is size]
         results[size.name] = {"window": window_times(size, mine), "backends": [*backend_times(size), *qk_times(size)]}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     facts = {
+        "date": date.today().isoformat(),
+        "commit": commit,
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,

@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import clock
 import torch
 import torch.nn.functional as F
 from full_size import Device, build
@@ -58,18 +59,7 @@ def before() -> Iterator[None]:
 
 
 def milliseconds(work: Callable[[], object], rounds: int = 5) -> float:
-    """By events, the median after two turns to warm up."""
-    for _ in range(2):
-        work()
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[rounds // 2]
+    return clock.milliseconds(work, ON.device, rounds)
 
 
 def decoder_of(dtype: torch.dtype, seed: int = 0) -> WanDecoder:

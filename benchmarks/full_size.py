@@ -15,13 +15,13 @@ import argparse
 import json
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import torch
+from clock import GIB, with_peak
 from random_models import FULL, fill
 from torch import Tensor, nn
 
@@ -40,7 +40,6 @@ SMALL_SIZE = replace(
 )
 CASES = ((33, 720, 1280), (33, 1088, 1920), (85, 720, 1280))
 SMALL_CASES = ((9, 64, 96),)
-GIB = 2**30
 DECODE, WHOLE = "decode, latent frames a call: {}", "whole pipeline"
 
 
@@ -51,24 +50,8 @@ class Device:
     device: torch.device
     dtype: torch.dtype
 
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def measure(self, work: Callable[[], object], rounds: int) -> dict[str, float | None]:
-        """Milliseconds, the median of ``rounds`` after one to warm up, and the peak of device memory in GiB."""
-        times = []
-        for _ in range(rounds + 1):
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache() if not times else None
-                torch.cuda.reset_peak_memory_stats(self.device)
-            self.synchronise()
-            began = time.perf_counter()
-            work()
-            self.synchronise()
-            times.append(time.perf_counter() - began)
-        peak = torch.cuda.max_memory_allocated(self.device) / GIB if self.device.type == "cuda" else None
-        return {"ms": sorted(times[1:])[rounds // 2] * 1000, "peak_gib": peak}
+        return with_peak(work, self.device, rounds)
 
 
 def build(config: OasisConfig, on: Device) -> OasisModel:
@@ -116,7 +99,9 @@ def stage_times(
     }
     element = pixels.element_size()
     held = weights_of(model) + (pixels.numel() + z_l.numel()) * element
-    step = transformer_memory(config, model.dit.grid(z_l), element, routing, gathers_windows(model))
+    step = transformer_memory(
+        config, model.dit.grid(z_l), element, routing, gathers_windows(model), model.dit.folded is not None
+    )
     predicted = {"transformer": gib(held + step)}
     for n in (1, 2):
         state, work = wan_decoder_memory(decoder.config, height, width, n, decoder.plan, element)
@@ -125,12 +110,14 @@ def stage_times(
 
 
 def run_case(
-    model: OasisModel, routing: RoutingSpec, case: tuple[int, int, int], on: Device, rounds: int, fitted: bool
-) -> dict[str, object]:
-    """One clip, stage by stage and whole; ``fitted``: whole alone, with the plan for the memory that is allowed."""
+    model: OasisModel, routing: RoutingSpec, case: tuple[int, int, int], on: Device, rounds: int, fitted: bool,
+    tile: int | None = 0,
+) -> dict[str, object]:  # fmt: skip
+    """One clip, stage by stage and whole; ``fitted``: whole alone, with the plan for the memory that is allowed; so, too, where
+    frames go in tiles (``UpscaleSettings.tile``)."""
     frames, height, width = case
-    stages, predicted = ({}, {}) if fitted else stage_times(model, routing, case, on, rounds)
-    upscaler = Upscaler(model, routing, UpscaleSettings(scale=4, chunk_frames=frames, tile=0, scene_cuts=False))
+    stages, predicted = ({}, {}) if fitted or tile != 0 else stage_times(model, routing, case, on, rounds)
+    upscaler = Upscaler(model, routing, UpscaleSettings(scale=4, chunk_frames=frames, tile=tile, scene_cuts=False))
     if fitted:
         upscaler = fit(upscaler, frames, height // 4, width // 4, device_budget(on.device))
         print(f"  plan: chunk {upscaler.settings.chunk_frames}, {told(model.decoder.plan)}")  # type: ignore[arg-type]
@@ -177,12 +164,12 @@ def main() -> None:
     elif not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device; --small runs on the CPU")
     else:
-        on, config, cases = Device(torch.device("cuda"), torch.bfloat16), FULL, CASES
+        on, config, cases = Device(torch.device("cuda", 0), torch.bfloat16), FULL, CASES
     if args.cases:
         cases = tuple((int(a), int(b), int(c)) for a, b, c in (case.split("x") for case in args.cases.split(",")))
     if args.limit and on.device.type == "cuda":
         fraction = args.limit * GIB / torch.cuda.get_device_properties(on.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), on.device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), torch.cuda.current_device())
     plan = DecodePlan(args.tile, frames=args.at_once)
     third = 1 / 3
     routings = {

@@ -19,8 +19,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from clock import now
-from full_size import GIB, SMALL_SIZE
+from clock import GIB, now
+from full_size import SMALL_SIZE
 from random_models import FULL, fill
 
 from oasis_core.model import OasisModel

@@ -16,29 +16,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import av
-import numpy as np
+from clips import moving_noise
 
 WIDTH, HEIGHT = 96, 64
-
-
-def make_clip(path: Path, frames: int) -> None:
-    """Moving noise, H.264."""
-    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH + frames, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for i in range(frames):
-            frame = np.ascontiguousarray(noise[:, i : i + WIDTH])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def peak_mib(frames: int) -> float:
     """Peak resident memory of one ``oasis upscale``, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         clip, out = Path(folder) / "in.mp4", Path(folder) / "out.mp4"
-        make_clip(clip, frames)
+        moving_noise(clip, frames, WIDTH, HEIGHT)
         code = (
             "import resource, sys; from oasis_core.cli import main; assert main(sys.argv[1:]) == 0;"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -12,7 +12,7 @@ from oasis_core.routing import HeadPattern, RoutingSpec
 
 FULL = OasisConfig("oasis-1.3b", context_length=512, decoder=WanDecoderConfig())
 TINY = OasisConfig(
-    "oasis-tiny", unshuffle=(1, 8, 8), latent_channels=64, dim=256, depth=10, heads=8, ffn_dim=768, freq_dim=64,
+    "oasis-tiny", unshuffle=(1, 8, 8), latent_channels=64, dim=320, depth=10, heads=10, ffn_dim=960, freq_dim=64,
     rope_theta=100.0, faithful_timestep=998.0, decoder=PixelDecoderConfig(width=64, blocks=5, residual=True),
 )  # fmt: skip
 """Sizes as in configs/oasis-tiny.toml."""
@@ -30,10 +30,10 @@ def routings(config: OasisConfig) -> dict[str, RoutingSpec]:
 
 
 def tiny_routing(config: OasisConfig) -> RoutingSpec:
-    """The shares of configs/oasis-tiny.toml: one head of all global, 3 of 40 within their frame, the rest windows."""
+    """The shares of configs/oasis-tiny.toml: one head of all global, 7 of 100 within their frame, the rest windows."""
     g, i, w = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
     rest = (w,) * (config.heads - 1)
-    kinds = [g] + [i] * round(0.075 * config.heads * config.depth)
+    kinds = [g] + [i] * round(0.07 * config.heads * config.depth)
     layers = [(kind, *rest) for kind in kinds] + [(w, *rest)] * config.depth
     return RoutingSpec(tuple(layers[: config.depth]))
 

@@ -13,7 +13,9 @@ import datetime
 import hashlib
 import json
 import platform
+import subprocess
 import tempfile
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,7 +59,9 @@ def full_model(path: Path) -> None:
         freq_dim=256, decoder=PixelDecoderConfig(),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = OasisModel(config).to(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 1.4 billion random numbers
+        model = OasisModel(config)
+    model = model.to("cpu", torch.bfloat16)
     save_checkpoint(path, model, Metadata(config, RoutingSpec.by_ratio(30, 12, 0.25, 0.35), "Apache-2.0"))
 
 
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--size", type=int, nargs=2, default=[320, 180], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--scale", type=float, default=4.0)
+    parser.add_argument("--segment", type=int, default=120, help="frames in a segment: what two workers may end apart")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ray_scaling.json")
     args = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
@@ -91,17 +96,18 @@ def main() -> None:
         settings = WorkerSettings(
             model, None, UpscaleSettings(scale=args.scale), "cpu" if args.cpu else "cuda", "auto", "auto", False
         )
-        first = None
+        first, job = None, JobSettings(segment_frames=args.segment)
         for workers in args.workers:
-            out = folder / f"{workers}.mp4"
+            out, began = folder / f"{workers}.mp4", time.monotonic()
             [result] = upscale_on_ray(
-                [FilmRequest(Source(clip), out)], settings, WriterSettings(), JobSettings(), RaySettings(None, workers)
+                [FilmRequest(Source(clip), out)], settings, WriterSettings(), job, RaySettings(None, workers)
             )
             if result.done is None:
                 raise SystemExit(result.error)
             first = first or packets(out)
             same, rate = packets(out) == first, result.done.frames / result.done.seconds
             results[str(workers)] = {"frames_per_second": round(rate, 2), "seconds": round(result.done.seconds, 1)}
+            results[str(workers)]["in_all"] = round(time.monotonic() - began, 1)
             base = next(iter(results.values()))["frames_per_second"]
             print(f"{workers} workers: {rate:.2f} frames per second, {rate / base:.2f} x, same packets: {same}")
             if not same:
@@ -109,10 +115,12 @@ def main() -> None:
     device = platform.processor() or platform.machine()
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     text = {
-        "date": datetime.date.today().isoformat(), "device": "cpu" if args.cpu else device,
+        "date": datetime.date.today().isoformat(), "commit": commit, "device": "cpu" if args.cpu else device,
         "torch": torch.__version__, "model": "full shape, random" if args.full else args.model,
-        "frames": args.frames, "size": args.size, "scale": args.scale, "results": results,
+        "frames": args.frames, "size": args.size, "scale": args.scale, "segment": args.segment,
+        "same_packets": True, "results": results,
     }  # fmt: skip
     args.out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 

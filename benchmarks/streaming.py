@@ -1,9 +1,14 @@
 """Speed, idle share and memory of whole jobs against length: python benchmarks/streaming.py [FRAMES ...] [--model FILE]
 
-Each length is upscaled (96x64, x2) by a process of its own: reader, model and writer overlapped, segments joined at the
-end. Without --model a tiny random one is made, so that everything but the model weighs as much as it ever will. Resident
-memory is told for the job's second and last quarter (Linux). Writes ``results/streaming.json``. POSIX only: the peak of a
-process is read by ``resource``.
+    python benchmarks/streaming.py 100 1000 10000       # 96x64, x2, a tiny random model: all but the model weighs its most
+    python benchmarks/streaming.py --real 100 1000      # the bundled sample to and fro (320x180), x4, the model that ships
+    python benchmarks/streaming.py --gpu                # both, as a GPU is measured: 100 and 1,000 real, 10,000 tiny
+
+Each length is upscaled by a process of its own: reader, model and writer overlapped, segments joined at the end. Idle is told
+three ways: the share of the time in which the model's thread waited for reader or writer; of a GPU, the share of time without
+a kernel (nvidia-smi, ten samples a second); and the speed of the same frames from memory, without any file. Resident memory
+is told for the job's second and last quarter (Linux). Writes ``results/streaming.json``. POSIX only: the peak of a process is
+read by ``resource``.
 """
 
 from __future__ import annotations
@@ -13,23 +18,50 @@ import datetime
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import asdict, dataclass
+from itertools import chain, cycle, islice
 from pathlib import Path
 from statistics import fmean
 
 import torch
-from memory import HEIGHT, WIDTH, make_clip
+from clips import moving_noise, sample_to_and_fro
+from memory import HEIGHT, WIDTH
 
-from oasis_core.checkpoints import load_checkpoint, save_checkpoint
+from oasis_core.checkpoints import EMBEDDED, load_checkpoint, resolve, save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.cli.device import choose_device, choose_dtype
+from oasis_core.memory import working_memory
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.ready import ready
 from oasis_core.routing import RoutingSpec
 from oasis_core.video_io import VideoReader, WriterSettings
 from oasis_core.video_job import upscale_video
+
+STATM = Path("/proc/self/statm")
+ALONE = 210
+"""Frames from memory, at most: 15 chunks."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job."""
+
+    frames: int
+    real: bool
+    """The bundled sample and x4, not noise of 96x64 and x2."""
+    model: str = ""
+    """Checkpoint; empty: the one that ships, or a tiny random one."""
+    device: str = "auto"
+
+    @property
+    def name(self) -> str:
+        return f"{self.frames} frames, {'320x180 x4' if self.real else f'{WIDTH}x{HEIGHT} x2'}"
 
 
 def random_model(path: Path) -> None:
@@ -42,15 +74,48 @@ def random_model(path: Path) -> None:
     save_checkpoint(path, OasisModel(config), Metadata(config, RoutingSpec.by_ratio(2, 2, 0.5, 0.5), "Apache-2.0"))
 
 
-STATM = Path("/proc/self/statm")
-
-
 def resident_mib() -> float:
     """What this process holds now."""
     return int(STATM.read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def measure(model: Path, clip: Path, device: str) -> dict[str, float]:
+class GpuIdle:
+    """Share of time without a kernel while the block runs, as nvidia-smi tells; None where it does not."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.share: float | None = None
+        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+        found = shutil.which("nvidia-smi") if device.type == "cuda" else None
+        self._command = None if found is None else [found, *query, "-i", str(device.index or 0)]
+
+    def __enter__(self) -> GpuIdle:
+        if self._command is not None:
+            self._smi = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._command is not None:
+            self._smi.terminate()
+            busy = [float(line) for line in self._smi.communicate()[0].split() if line.strip().isdigit()]
+            self.share = None if not busy else round(1 - fmean(busy) / 100, 4)
+
+
+def alone(upscaler: Upscaler, clip: Path, frames: int) -> tuple[float, float | None]:
+    """Frames per second from memory to nowhere, and the GPU's idle share then; after some to warm up."""
+    held = [frame.rgb for frame in islice(VideoReader(clip), 48)]
+    device = upscaler.model.project.weight.device
+    for _ in upscaler.stream(held):
+        pass
+    count = min(frames, ALONE)
+    with GpuIdle(device) as idle:
+        began = time.perf_counter()
+        for _ in upscaler.stream(islice(cycle(chain(held, held[-2:0:-1])), count)):
+            pass
+        took = time.perf_counter() - began
+    return count / took, idle.share
+
+
+def measure(case: Case, clip: Path) -> dict[str, float | None]:
     """One job in this process."""
     resident: list[float] = []
 
@@ -58,60 +123,84 @@ def measure(model: Path, clip: Path, device: str) -> dict[str, float]:
         if STATM.exists() and done > len(resident) * 10:
             resident.append(resident_mib())
 
-    place = choose_device(device)
-    checkpoint = load_checkpoint(model, place, choose_dtype("auto", place))
-    upscaler = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings(scale=2.0))
-    done = upscale_video(VideoReader(clip), clip.with_name("out.mp4"), upscaler, WriterSettings(), note)
-    result = {
+    place = choose_device(case.device)
+    checkpoint = load_checkpoint(Path(case.model), place, choose_dtype("auto", place))
+    settings = UpscaleSettings(scale=4.0 if case.real else 2.0)
+    upscaler = ready(checkpoint, checkpoint.routing, settings, "auto", False)
+    alone_rate, alone_idle = alone(upscaler, clip, case.frames)
+    reader = VideoReader(clip)
+    needs = working_memory(upscaler, case.frames, reader.info.height, reader.info.width)
+    needs += sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
+    with GpuIdle(place) as idle:
+        done = upscale_video(reader, clip.with_name("out.mp4"), upscaler, WriterSettings(), note)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    result: dict[str, float | None] = {
         "frames_per_second": round(done.frames / done.seconds, 2),
+        "frames_per_second_without_files": round(alone_rate, 2),
         "idle_share_of_the_model_thread": round(done.waited / done.seconds, 4),
-        "peak_host_mib": round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024), 1
-        ),
+        "peak_host_mib": round(peak, 1),
     }
     quarter = len(resident) // 4
     if quarter:
         result["resident_mib_second_quarter"] = round(fmean(resident[quarter : 2 * quarter]), 1)
         result["resident_mib_last_quarter"] = round(fmean(resident[3 * quarter :]), 1)
     if place.type == "cuda":
+        result["idle_share_of_the_gpu"] = idle.share
+        result["idle_share_of_the_gpu_without_files"] = alone_idle
+        result["predicted_device_mib"] = round(needs / 2**20, 1)
         result["peak_device_mib"] = round(torch.cuda.max_memory_allocated(place) / 2**20, 1)
     return result
 
 
+def run(case: Case) -> dict[str, float | None]:
+    """In a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip, model = Path(folder) / "in.mp4", Path(folder) / "random.safetensors"
+        if case.real:
+            sample_to_and_fro(clip, case.frames)
+        else:
+            moving_noise(clip, case.frames, WIDTH, HEIGHT)
+        if not case.model and not case.real:
+            random_model(model)
+        given = case.model or (str(resolve(EMBEDDED)) if case.real else str(model))
+        text = json.dumps(asdict(case) | {"model": given})
+        argv = [sys.executable, __file__, "--clip", str(clip), "--case", text]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("frames", type=int, nargs="*", default=[100, 1000])
-    parser.add_argument("--model", type=Path, help="checkpoint (default: a tiny random one)")
+    parser.add_argument("--real", action="store_true", help="the bundled sample, x4, the model that ships")
+    parser.add_argument("--gpu", action="store_true", help="100 and 1,000 frames so, 10,000 of the tiny model")
+    parser.add_argument("--model", default="", help="checkpoint (default: the one that ships, or a tiny random one)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "streaming.json")
     parser.add_argument("--clip", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.clip is not None:  # a process of its own for each length
-        print(json.dumps(measure(args.model, args.clip, args.device)))
+        print(json.dumps(measure(Case(**json.loads(args.case)), args.clip)))
         return
-    results = {}
-    for frames in args.frames:
-        with tempfile.TemporaryDirectory() as folder:
-            clip, model = Path(folder) / "in.mp4", args.model or Path(folder) / "random.safetensors"
-            make_clip(clip, frames)
-            if args.model is None:
-                random_model(model)
-            argv = [sys.executable, __file__, "--clip", str(clip), "--model", str(model), "--device", args.device]
-            done = subprocess.run(argv, capture_output=True, text=True, check=True)
-        results[frames] = json.loads(done.stdout.splitlines()[-1])
+    cases = [Case(frames, args.real, args.model, args.device) for frames in args.frames]
+    if args.gpu:
+        cases = [Case(n, n < 10000, args.model if n < 10000 else "", args.device) for n in (100, 1000, 10000)]
     place = choose_device(args.device)
     chip = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     report = {
         "commit": commit,
         "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/streaming.py " + " ".join(map(str, args.frames)),
+        "command": " ".join(["python benchmarks/streaming.py", *sys.argv[1:]]),
         "machine": f"{platform.system()} {platform.machine()}, {place.type}, {chip}, torch {torch.__version__}",
-        "what": f"whole jobs, {WIDTH}x{HEIGHT} -> x2, h264, {args.model.name if args.model else 'tiny random model'}, by frames",
-        "results": results,
+        "what": "whole jobs, h264; x4: the bundled sample, the model that ships; x2: noise, a tiny random model",
+        "results": {},
     }
-    path = Path(__file__).parent / "results" / "streaming.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=1))
+    for case in cases:
+        report["results"][case.name] = run(case)
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(case.name, json.dumps(report["results"][case.name]), flush=True)
 
 
 if __name__ == "__main__":

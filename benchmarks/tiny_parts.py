@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from clock import now
+from clock import milliseconds
 from peer_nets import RRDBNet
 from random_models import TINY, random_tiny, tiny_routing
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from oasis_core.attention import backends
@@ -31,44 +32,44 @@ HEIGHT, WIDTH = 180, 320
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """The best of ``rounds`` after three to warm up (a CPU: one)."""
-    times: list[float] = []
-    for _ in range(rounds + (1 if device.type == "cpu" else 3)):
-        began = now(device)
-        work()
-        times.append(now(device) - began)
-    return min(times[-rounds:])
+    return milliseconds(work, device, rounds) / 1000
 
 
-def stages(up: Upscaler, device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds a frame of each stage by itself, of the whole, and of the whole as the wall has it."""
+def stages(up: Upscaler, device: torch.device, rounds: int, clip: Tensor) -> dict[str, float]:
+    """Milliseconds a frame of each stage by itself, on the frames ``(T, H, W, 3)`` of one chunk."""
     model, dtype = up.model, up.model.project.weight.dtype
-    group = FrameGroup(torch.rand(1, HEIGHT, WIDTH, 3), 1, first=True)
+    group = FrameGroup(clip[:1], 1, first=True)
     pixels = up._pixels(group)
     narrow = pixels.to(dtype)
-    z = torch.cat([up._encode(group) for _ in range(up.chunk)], dim=2)
+    z = torch.cat([up._encode(group)] * len(clip), dim=2)
     z_h = z[:, :, :1]
     decoded = model.decode(z_h, narrow)
     flat = decoded.float()[0].movedim(0, -1)
     corrector = ColorCorrector(up.settings.color)
     routing = up.routing
     assert isinstance(routing, RoutingSpec)
-    done = {
-        "upsample": seconds(lambda: up._pixels(group), device, rounds),
-        "encode": seconds(lambda: model.encode(narrow), device, rounds),
-        "transformer": seconds(lambda: model.restore(z, routing, fidelity=up.fidelity), device, rounds) / up.chunk,
-        "decode": seconds(lambda: model.decode(z_h, narrow), device, rounds),
-        "colour": seconds(lambda: corrector.correct(flat, flat), device, rounds),
-        "to the host": seconds(flat.cpu, device, rounds),
-        "a frame's end": seconds(lambda: up._decode(group, z_h, corrector, None), device, rounds),
+    parts: dict[str, Callable[[], object]] = {
+        "upsample": lambda: up._pixels(group),
+        "encode": lambda: model.encode(narrow),
+        "transformer": lambda: model.restore(z, routing, fidelity=up.fidelity),
+        "decode": lambda: model.decode(z_h, narrow),
+        "colour": lambda: corrector.correct(flat, flat),
+        "to the host": flat.cpu,
+        "a frame's end": lambda: up._decode(group, z_h, corrector, None),
     }
+    done = {name: milliseconds(work, device, rounds) for name, work in parts.items()}
+    return {name: ms / len(clip) if name == "transformer" else ms for name, ms in done.items()}
+
+
+def whole(up: Upscaler, device: torch.device, rounds: int) -> dict[str, float]:
+    """Milliseconds a frame of a clip of some chunks; and as the wall has it, where that is not the same."""
     frames = up.chunk if device.type == "cpu" else 3 * (up.chunk - up.chunk_overlap) + up.chunk_overlap
     clip = torch.rand(frames, HEIGHT, WIDTH, 3)
-    done["whole"] = seconds(lambda: up.upscale(clip), device, max(1, rounds // 3)) / frames
+    done = {"whole": milliseconds(lambda: up.upscale(clip), device, max(1, rounds // 3))}
     began = time.perf_counter()
     up.upscale(clip)
-    done["whole, wall"] = (time.perf_counter() - began) / frames
-    return {name: value * 1000 for name, value in done.items()}
+    done["whole, wall"] = (time.perf_counter() - began) * 1000
+    return {name: ms / frames for name, ms in done.items()}
 
 
 def profiled(work: Callable[[], object], title: str) -> None:
@@ -104,11 +105,12 @@ def main() -> None:
         model.dit.fold(routing, up.fidelity)
         model.dit.graphs = Graphs() if device.type == "cuda" else None
     with torch.inference_mode():
-        done = stages(up, device, args.rounds)
+        done = stages(up, device, args.rounds, torch.rand(up.chunk, HEIGHT, WIDTH, 3))
+        done |= whole(up, device, args.rounds)
         if args.peer:
             other = RRDBNet().to(device, dtype).eval().to(memory_format=torch.channels_last)
             still = torch.rand(1, 3, HEIGHT, WIDTH, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-            done["Real-ESRGAN x4plus"] = seconds(lambda: other(still), device, max(1, args.rounds // 3)) * 1000
+            done["Real-ESRGAN x4plus"] = milliseconds(lambda: other(still), device, max(1, args.rounds // 3))
         for name, ms in done.items():
             print(f"{name}: {ms:.3f} ms a frame", flush=True)
         if device.type == "cuda":

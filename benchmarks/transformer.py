@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from clock import milliseconds
 from random_models import FULL, random_transformer, routings
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -41,16 +42,7 @@ KINDS = {
 
 
 def timed(work: Callable[[], object], rounds: int = 5) -> float:
-    """Milliseconds, the median by device events after two to warm up."""
-    times = []
-    for _ in range(rounds + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return sorted(times[2:])[rounds // 2]
+    return milliseconds(work, torch.device("cuda"), rounds)
 
 
 def build(routing: RoutingSpec | None, name: str, fp8: bool = False) -> DiT:
@@ -76,7 +68,7 @@ def variants(z: Tensor, name: str, only: str) -> dict[str, float]:
     for key, routing in ((k, r) for k, r in ROUTINGS.items() if only in k):
         note(f"{key}, unfolded", build(None, name), routing)
         dit = build(routing, name)
-        with patch.object(layers, "_has_triton", lambda: False):
+        with patch.object(layers, "_has_triton", lambda device: False):
             note(f"{key}, folded, no Triton", dit, routing)
         note(f"{key}, folded", dit, routing)
         for at_once in (8192, 32768, 1 << 20) if key == "routed" else ():

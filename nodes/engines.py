@@ -6,6 +6,7 @@ from pathlib import Path
 
 import comfy.model_management as mm
 
+from ..oasis_core.device import FP8
 from ..oasis_core.engines.ray_process import RayRequest, upscale_in_process
 from ..oasis_core.engines.told import RaySettings
 from ..oasis_core.engines.worker import WorkerSettings
@@ -38,11 +39,10 @@ def upscale_by(
             "command line with --engine ray --decoder FILE"
         )
     weight = upscaler.model.project.weight
-    dtype = next(name for name, kind in DTYPES.items() if kind == weight.dtype)
+    dtype = FP8 if model.fp8 else next(name for name, kind in DTYPES.items() if kind == weight.dtype)
     device = "cpu" if mm.get_torch_device().type == "cpu" else "auto"
     loaded = WorkerSettings(
-        str(model.file), model.routing.to_json(), upscaler.settings, device, dtype, model.attention, model.compile,
-        fold=False,
+        str(model.file), model.routing.to_json(), upscaler.settings, device, dtype, model.attention, model.compile
     )  # fmt: skip
     ray = RaySettings(address.strip() if engine == ADDRESS else None)
     mm.unload_all_models()  # the workers need the memory

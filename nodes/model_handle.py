@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..oasis_core.attention.backends import backend_for
 from ..oasis_core.checkpoints import Checkpoint
+from ..oasis_core.device import FP8, choose_dtype, missing_fp8
+from ..oasis_core.jobs.fingerprint import hash_model
 from ..oasis_core.jobs.fit import fit
 from ..oasis_core.memory import working_memory
 from ..oasis_core.model import OasisModel
 from ..oasis_core.model.fuse import fuse_model
-from ..oasis_core.pipeline import Upscaler
+from ..oasis_core.pipeline import Upscaler, UpscaleSettings
 from ..oasis_core.routing.auto import AutoRouting
 from ..oasis_core.routing.spec import RoutingSpec
 
 OasisModelType = io.Custom("OASIS_MODEL")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DTYPE_NAMES = ("auto", *DTYPES)
+DTYPE_NAMES = ("auto", *DTYPES, FP8)
 """auto: ComfyUI's choice for its device."""
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
 """What the model computes in, best first: ComfyUI picks the first that the device does well."""
+COPIES = 2
+"""Times a model's size that must be free where ComfyUI keeps it, for a folded copy: the copy, and as much for all else."""
+
+
+@dataclass
+class FoldedCopy:
+    """The last copy that was folded, for when the same is asked for again."""
+
+    made_for: tuple[RoutingSpec, float] | None = None
+    patcher: comfy.model_patcher.ModelPatcher | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,10 @@ class ModelHandle:
     """Where all of it was loaded from; with it another process can load the same. None: its decoder came from a VAE."""
     attention: str = "auto"
     compile: bool = False
+    fp8: bool = False
+    """The transformer's matrices run in fp8, in the copy that is folded."""
+    copied: FoldedCopy = field(default_factory=FoldedCopy)
+    """One for all handles of these weights."""
 
     @classmethod
     def of(
@@ -60,14 +78,57 @@ class ModelHandle:
         if dtype not in DTYPE_NAMES:
             raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPE_NAMES)}")
         device, model = mm.get_torch_device(), checkpoint.model
-        model.to(DTYPES.get(dtype) or _auto_dtype(model, device))
+        if dtype == FP8 and (why := missing_fp8(device)):
+            raise ValueError(f"dtype fp8 cannot be used: {why}")
+        model.to(torch.bfloat16 if dtype == FP8 else DTYPES.get(dtype) or _auto_dtype(model, device))
         model.dit.attention = backend_for(attention, device, model.project.weight.dtype, model.config.head_dim)
         if compile:
             fuse_model(model, dynamic=None)
-        # Looked up when called: ComfyUI replaces it at start where it manages memory dynamically.
-        patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        patched = patcher(model, device, mm.unet_offload_device())
-        return cls(patched, checkpoint.routing, checkpoint, file, attention, compile)
+        return cls(_patcher(model), checkpoint.routing, checkpoint, file, attention, compile, dtype == FP8)
+
+    def ready(self, settings: UpscaleSettings) -> tuple[ModelHandle, Upscaler]:
+        """What runs a job, and its model: a copy folded for this routing and fidelity (``model.fold``), where it can be.
+
+        The model itself stays as it is, for other routings and fidelities.
+
+        Raises:
+            ValueError: fp8 for a routing that is decided as the clip runs, or as ``Upscaler`` does.
+        """
+        upscaler = Upscaler(self.patcher.model, self.routing, settings)
+        if self.fp8 and not isinstance(self.routing, RoutingSpec):
+            raise ValueError(
+                "dtype fp8 needs a routing that is known beforehand; choose bf16, or another routing than auto"
+            )
+        if not isinstance(self.routing, RoutingSpec) or not (self.fp8 or self._has_room()):
+            return self, upscaler
+        copied, wanted = self.copied, (self.routing, upscaler.fidelity)
+        if copied.patcher is None or copied.made_for != wanted:
+            copied.patcher = None  # its memory is free before the next one is made
+            copied.patcher, copied.made_for = _patcher(self._fold(*wanted)), wanted
+        return replace(self, patcher=copied.patcher), Upscaler(copied.patcher.model, self.routing, settings)
+
+    def _has_room(self) -> bool:
+        """Whether there is memory for a copy of the model beside it."""
+        if self.copied.patcher is not None:
+            return True
+        place = self.patcher.offload_device
+        return mm.get_free_memory(place) >= COPIES * mm.module_size(self.patcher.model)
+
+    def _fold(self, routing: RoutingSpec, fidelity: float) -> OasisModel:
+        """A copy, folded, where ComfyUI keeps models."""
+        model, place = self.patcher.model, self.patcher.offload_device
+        with torch.device("meta"):
+            copy = OasisModel(model.config)
+        kept = {id(model.dit.attention): model.dit.attention}
+        for name, part in model.named_children():
+            copied = deepcopy(part, kept).to(place)
+            copied.__dict__.pop("forward", None)  # compiled, of the model itself
+            setattr(copy, name, copied)
+        copy.loaded_as = hash_model(model, self.fp8)
+        copy.dit.fold(routing, fidelity, self.fp8)
+        if self.compile:
+            fuse_model(copy, dynamic=None)
+        return copy.eval()
 
     def load(self, upscaler: Upscaler, frames: int, height: int, width: int) -> None:
         """Bring the model to its device, with room for a job on a clip of that size.
@@ -82,8 +143,17 @@ class ModelHandle:
         self.patcher.model.to(self.patcher.load_device)
 
 
+def _patcher(model: OasisModel) -> comfy.model_patcher.ModelPatcher:
+    """The model under ComfyUI's management."""
+    # Looked up when called: ComfyUI replaces it at start where it manages memory dynamically.
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return kind(model, mm.get_torch_device(), mm.unet_offload_device())
+
+
 def _auto_dtype(model: OasisModel, device: torch.device) -> torch.dtype:
-    """ComfyUI's rule, its command line switches included."""
+    """ComfyUI's rule, its command line switches included; on CPUs, which it leaves at fp32, the core's where no switch says."""
     parameters = sum(p.numel() for p in model.parameters())
     stored = mm.unet_dtype(device, parameters, SUPPORTED)
+    if device.type == "cpu" and stored == torch.float32 and not (args.fp32_unet or args.force_fp32):
+        return choose_dtype("auto", device)
     return mm.unet_manual_cast(stored, device, SUPPORTED) or stored

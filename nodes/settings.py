@@ -65,8 +65,8 @@ def setting_inputs() -> list[Any]:
             max=MAX_SIDE,
             step=32,
             tooltip="Side in output pixels of the tiles that large frames are worked in. 0: automatic (whole "
-            "frames up to 1920x1088). Try 768 when memory runs out; a value above the frame's sides keeps it "
-            "whole.",
+            "frames up to 2560x1440, up to 4096x2176 on NVIDIA GPUs with room for them). Try 768 when memory runs "
+            "out; a value above the frame's sides keeps it whole.",
         ),
         io.Float.Input(
             "fidelity",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..oasis_core.jobs.clip import upscale_clip
 from ..oasis_core.jobs.estimate import clip_facts
-from ..oasis_core.pipeline import Upscaler
 from .bar import Bar
 from .model_handle import ModelHandle, OasisModelType
 from .settings import setting_inputs, settings_of
@@ -41,7 +40,7 @@ class OasisUpscale(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, model: ModelHandle, **settings: Any) -> io.NodeOutput:
-        upscaler = Upscaler(model.patcher.model, model.routing, settings_of(**settings))
+        model, upscaler = model.ready(settings_of(**settings))
         facts = clip_facts(upscaler, *images.shape[:3])
         model.load(upscaler, *images.shape[:3])
         with Bar(len(images), facts, cls.hidden.unique_id) as bar:

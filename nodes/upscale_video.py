@@ -12,7 +12,6 @@ from comfy_api.latest import io, ui
 from ..oasis_core.jobs.begin_and_end import what_is_asked
 from ..oasis_core.jobs.estimate import clip_facts
 from ..oasis_core.jobs.fingerprint import hash_model
-from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.video_io import Deinterlace, VideoReader, WriterSettings
 from ..oasis_core.video_job import JobSettings
 from .bar import Bar
@@ -105,7 +104,7 @@ class OasisUpscaleVideo(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         writer = WriterSettings(codec, None if crf == BY_CODEC else crf)
-        upscaler = Upscaler(model.patcher.model, model.routing, settings_of(**settings))
+        model, upscaler = model.ready(settings_of(**settings))
         source = source_file(video, Path(folder_paths.get_output_directory()))
         reader = VideoReader(source, deinterlace=None if deinterlace == REFUSE else Deinterlace.of(deinterlace))
         reader.check_progressive()

@@ -32,9 +32,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 on CUDA GPUs that have it, else fp32. Raises ValueError for an unknown name."""
+    """``auto``: bf16 where the device is faster in it (``missing_bf16``), else fp32. Raises ValueError for an unknown name."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.float32 if missing_bf16(device) else torch.bfloat16
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -50,6 +50,19 @@ def choose_format(name: str, device: torch.device) -> tuple[torch.dtype, bool]:
     if why := missing_fp8(device):
         raise ValueError(f"dtype fp8 cannot be used: {why}")
     return torch.bfloat16, True
+
+
+def missing_bf16(device: torch.device) -> str | None:
+    """Why a device does not multiply bf16 matrices faster than fp32 ones, one line; None where it does."""
+    if device.type == "cuda":
+        return None if torch.cuda.is_bf16_supported() else f"{torch.cuda.get_device_name(device)} has no bf16 units"
+    if device.type != "cpu":
+        return f"it was not measured on {device.type}"
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return "this torch has no oneDNN, whose products use the units of CPUs"
+    # Not there in older versions of torch.
+    has = (getattr(torch.cpu, f"_is_{unit}_supported", lambda: False) for unit in ("amx_tile", "avx512_bf16"))
+    return None if any(unit() for unit in has) else "this CPU has neither AMX nor AVX512-BF16"
 
 
 def missing_fp8(device: torch.device) -> str | None:

@@ -1,4 +1,4 @@
-"""Frames on their way to a CUDA device, and finished ones to the host, while the device works on others.
+"""Frames on their way to a CUDA device, and finished ones back to the host, while the device works on others.
 
 Copies into memory that the system cannot move ("pinned") run beside the device's work and several times faster than into other
 memory; two such buffers take turns, so that it stays bounded.

@@ -8,6 +8,7 @@ from .attention import TokenGrid
 from .attention.backends import SDPA
 from .attention.problem import Problem
 from .attention.sdpa import window_numbers
+from .color import ColorMethod
 from .model.config import OasisConfig, PixelDecoderConfig
 from .model.decoders import DecodePlan, MissingDecoder, TaehvDecoder, WanDecoder
 from .model.decoders.streaming import COARSE
@@ -23,15 +24,29 @@ from .routing.extent import Extent
 from .routing.spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of
 
 TOKEN_WIDTHS = 16
-"""Tensors of the model's width alive at once for each token, measured on oasis-tiny in fp32 (5 and 33 frames)."""
+"""Tensors of the model's width alive at once for each token on a CPU, measured on oasis-tiny in fp32 (5 and 33 frames)."""
 PIXEL_BYTES = 72
 """For each output pixel of a frame group: six fp32 RGB images (upsampled, decoded, reference, colour correction)."""
+LATENTS = 3
+"""Latents of a chunk beside the transformer: z_L as it waits and as it goes in, z_H."""
+COLOR_BYTES = {ColorMethod.NONE: 0, ColorMethod.ADAIN: 117, ColorMethod.WAVELET: 106, ColorMethod.LAB: 228}
+"""For each output pixel of a frame while its colours are corrected, counted (``tests/test_memory.py``)."""
+DECODED_BYTES = 30
+"""The same while it is decoded: the input in fp32 and in the model's numbers, beside the features at half the resolution."""
+WAITING_BYTES = 12
+"""The same of a finished frame that is on its way to the host."""
+COUNTED = ("cuda", "meta")
+"""Devices whose bytes are counted, tensor by tensor (``transformer_memory``); on others more lives at once, and estimates are
+coarser."""
 
 
-def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> int:
+def working_memory(upscaler: Upscaler, frames: int, height: int, width: int, on: str | None = None) -> int:
     """Bytes for a clip of that size: the transformer works on one tile of a chunk, the decoder on a whole frame group.
 
     A stateful decoder's memory of earlier frames stays while the transformer works.
+
+    Args:
+        on: the kind of device that will do it; None: where the model is.
     """
     config = upscaler.model.config
     geometry = upscaler.geometry(height, width)
@@ -42,12 +57,18 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
     tile, _ = upscaler.tiling(rows, columns)
     grid = TokenGrid(times, min(rows, tile or rows), min(columns, tile or columns))
     images = upscaler.latents * config.unshuffle[0] * pixels * PIXEL_BYTES
-    if isinstance(config.decoder, PixelDecoderConfig):
-        transformer = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
-        return transformer + images + config.unshuffle[0] * pixels * 2 * config.decoder.hr_width * element
     gathers = gathers_windows(upscaler.model)
     folded = upscaler.model.dit.folded is not None
     transformer = transformer_memory(config, grid, element, upscaler.routing, gathers, folded)
+    if isinstance(config.decoder, PixelDecoderConfig):
+        width, group = config.decoder.hr_width, config.unshuffle[0] * pixels
+        if (on or upscaler.model.project.weight.device.type) not in COUNTED:
+            tokens = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
+            return tokens + images + group * 2 * width * element
+        decoded = DECODED_BYTES + 3 * width * element // 4
+        drawn = group * (WAITING_BYTES + max(decoded, COLOR_BYTES[upscaler.settings.color]))
+        latents = LATENTS * times * rows * columns * config.token_numbers * element
+        return latents + max(transformer, drawn)
     decoder = upscaler.model.decoder
     if isinstance(decoder, MissingDecoder):
         return max(transformer, images)
@@ -57,8 +78,8 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int) -> 
         assert isinstance(decoder, WanDecoder)
         plan, latents = decoder.plan, upscaler.latents
         state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, latents, plan, element)
-    # The groups' input, in fp32 and as the decoder gets it.
-    given = upscaler.latents * config.unshuffle[0] * pixels * 3 * (4 + element)
+    # The groups' input, in fp32 and as the decoder gets it; the frames before, on their way to the host.
+    given = upscaler.latents * config.unshuffle[0] * pixels * (3 * (4 + element) + WAITING_BYTES)
     return state + max(transformer, work + given, images)
 
 
@@ -76,10 +97,10 @@ def transformer_memory(
 ) -> int:  # fmt: skip
     """Bytes of activations of one step on ``grid``, in numbers of ``element`` bytes, off the CPU: the largest of three moments.
 
-    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time one of them normed
-    and five fp32 tensors that RoPE needs (not folded: q, k, v once more, both normed, and one turned). In it: the same four,
-    the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the feed-forward
-    layer in slices. The tables of RoPE are always there.
+    Before the attention: the residual stream, q, k, v for every token, and for ``DEVICE_TOKENS`` at a time q and k in
+    fp32, twice (not folded: q, k, v once more, both normed, one turned, and five fp32 tensors that RoPE needs). In it: the
+    same four, the output of each kind of head and of all, the window's copies. After it: the stream, the output, and the
+    feed-forward layer in slices (not folded: before and after GELU). The tables of RoPE are always there.
 
     Args:
         gathers: windows are gathered (``sdpa.window_attention``), not read in place. folded: the weights are
@@ -89,9 +110,13 @@ def transformer_memory(
     few = -(-grid.length // -(-grid.length // DEVICE_TOKENS))  # slices are of equal size
     tables = 2 * grid.length * config.head_dim * 4
     rope = 5 * 4 // element  # in numbers of ``element`` bytes
-    joined = 4 * every + few * (1 + rope) * config.dim
-    before = joined if folded else (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
-    after = 2 * every + few * (3 * config.dim + 2 * config.ffn_dim)
+    turned = 4 * 4 // element  # q and k in fp32, before and after their norms
+    before = (
+        4 * every + few * turned * config.dim
+        if folded
+        else (4 if few < grid.length else 1) * every + few * (6 + rope) * config.dim
+    )
+    after = 2 * every + few * (config.dim + config.ffn_dim if folded else 3 * config.dim + 2 * config.ffn_dim)
     if isinstance(routing, RoutingSpec):
         layers, window = set(routing.layers), routing.window
     else:  # what will be decided is not known: the most that it can be

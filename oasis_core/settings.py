@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from .color import ColorMethod
 
 AUTO_TILE = 1280
-"""Tile side (output pixels) that ``tile=None`` takes for frames larger than ``WHOLE_FRAME``: bounds memory and the
-quadratic cost of whole-frame heads."""
+"""Tile side (output pixels) that ``tile=None`` takes for frames that are not kept whole: bounds memory and the quadratic cost
+of whole-frame heads."""
 CHUNK_OVERLAP = 2
 """Latent frames that chunks share where nothing is said (DESIGN section 6)."""
 DEFAULT_FIDELITY = 0.5
 """Fidelity where nothing is said, in models that have the control."""
 TILE_OVERLAP = 128
 """Output pixels that tiles share where nothing is said."""
-WHOLE_FRAME = 1920 * 1088
-"""Output pixels up to which ``tile=None`` keeps the frame whole."""
+WHOLE_FRAME = 2560 * 1440
+"""Output pixels up to which ``tile=None`` keeps the frame whole: tiles of ``AUTO_TILE`` with their overlaps would cost heads that
+see everything more here (six tiles of 80x80 tokens instead of one frame of 90x160), and differ from it (docs/long_videos.md)."""
+LARGEST_WHOLE = 4096 * 2176
+"""Output pixels up to which ``tile=None`` keeps it whole where its memory is known to be there (``jobs/fit.py``). At 3840x2160
+whole-frame heads take 3.2 times the work that they take in tiles, all else 0.6 times; it grows with the square of the pixels."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class UpscaleSettings:
     """Latent frames that neighbouring chunks share and cross-fade, fewer than a chunk holds; None: 2, or what a small
     chunk allows."""
     tile: int | None = None
-    """Tile side in output pixels; 0: whole frame; None: whole up to 1920x1088, tiles of 1280 above."""
+    """Tile side in output pixels; 0: whole frame; None: whole up to 2560x1440, and up to 4096x2176 on devices with room for it,
+    else tiles of 1280."""
     tile_overlap: int | None = None
     """Output pixels that neighbouring tiles share and cross-fade, fewer than a tile has; None: 128, or half a small tile."""
     scene_cuts: bool = True
@@ -64,6 +69,10 @@ class UpscaleSettings:
             raise ValueError(
                 f"tile overlap is {self.tile_overlap}; it must be from 0 to below the tile ({self.tile or AUTO_TILE})"
             )
+
+    def may_be_whole(self, height: int, width: int, cell: int) -> bool:
+        """Whether a frame that ``tiling`` would cut up may be kept whole by who knows that its memory is there."""
+        return self.tile is None and WHOLE_FRAME < height * width * cell**2 <= LARGEST_WHOLE
 
     def tiling(self, height: int, width: int, cell: int) -> tuple[int, int]:
         """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile.

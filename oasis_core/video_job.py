@@ -20,17 +20,19 @@ from .jobs.fingerprint import hash_model
 from .jobs.fit import device_budget, planned
 from .jobs.folder import JobFolder
 from .jobs.manifest import Border
-from .jobs.overlap import ReadAhead, WriteBehind
+from .jobs.overlap import PACKED_BYTES, RGB_BYTES, ReadAhead, WriteBehind, frames_waiting
+from .jobs.packers import Packers
 from .jobs.remembered import free_memory_mib, recall, remember
 from .jobs.segment_files import Ready, SegmentFiles
 from .jobs.segments import ends_segment
 from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told
-from .jobs.stamps import READ_AHEAD, WRITE_BEHIND, noting_stamps
+from .jobs.stamps import noting_stamps
 from .pipeline import Poll, Upscaler
 from .plan import Position
 from .progress import Progress, Tally
 from .routing.auto import ShotRoutings
 from .video_io import KnownFrame, VideoReader, WriterSettings
+from .video_io.packing import Packing
 
 log = logging.getLogger(__name__)
 
@@ -180,14 +182,15 @@ class _Work:
         files = SegmentFiles(self.folder, *self.size, info, self.writer)
         try:
             with (
-                ReadAhead(self.reader.frames(first, known), READ_AHEAD) as ahead,
-                WriteBehind(files.consume, WRITE_BEHIND) as behind,
+                Packers(Packing(*self.size, info, self.writer)) as packers,
+                ReadAhead(
+                    self.reader.frames(first, known), frames_waiting(info.height, info.width, RGB_BYTES)
+                ) as ahead,
+                WriteBehind(files.consume, frames_waiting(self.size[1], self.size[0], PACKED_BYTES)) as behind,
             ):
                 frames = noting_stamps(ahead, stamps, start.frame - first)
-                try:
-                    behind.put(self._feed(frames, stamps, start, behind))
-                finally:
-                    self.waited += ahead.waited + behind.waited
+                behind.put(self._feed(frames, stamps, start, packers, behind))
+            self.waited += ahead.waited + packers.waited + behind.waited
         finally:
             files.abort()
 
@@ -196,6 +199,7 @@ class _Work:
         frames: Iterator[Tensor],
         stamps: deque[tuple[int, int]],
         start: Position,
+        packers: Packers,
         behind: WriteBehind[Ready | Border],
     ) -> Border:
         """Upscale from ``start`` on; returns where that ended."""
@@ -210,8 +214,8 @@ class _Work:
                 behind.put(Border(part.position, exact=self.reader.exact))
                 begun = at
             wanted = part.frames if stop is None else part.frames[: stop - at]
-            for rgb in wanted:
-                behind.put(Ready(rgb, *stamps.popleft()))
+            for number, rgb in enumerate(wanted, at + 1):
+                behind.put(Ready(packers.put(rgb, number), *stamps.popleft()))
             at += len(wanted)
             tally.finished(len(wanted))
             if self.show is not None:

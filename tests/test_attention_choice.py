@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oasis_core.attention import TokenGrid, backends, flash, routed_attention
+from oasis_core.attention import TokenGrid, backends, flash, routed_attention, triton_here
 from oasis_core.attention.backends import BACKENDS, backend_for, fastest
 from oasis_core.attention.flash import VERSIONS, FlashAttention
 from oasis_core.attention.problem import EVERYTHING, OWN_FRAME, Problem
@@ -35,8 +36,11 @@ def machine(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: "cudnn" in packages)
         monkeypatch.setattr(torch.version, "hip", None)
-        for module in (backends, flash):
+        for module in (triton_here, flash):
             monkeypatch.setattr(module, "installed", lambda name: name in packages)
+        monkeypatch.setattr(triton_here, "cannot_start", lambda: None)
+        monkeypatch.setattr(flash, "broken", lambda name: None)
+        monkeypatch.setattr(backends, "cudnn_takes", lambda problem: problem.grid.length > 1)
         fresh = FlashAttention()  # which asks again what is installed
         monkeypatch.setitem(BACKENDS, "flash-attn", fresh)
         for operation, order in backends.FASTEST.items():
@@ -55,6 +59,9 @@ FA4, FA3, FA2 = (v.module for v in VERSIONS)
         ((9, 0), ("cudnn", "triton", FA4), BF16, 128, ("flash-attn", "flash-attn", "triton")),
         ((9, 0), ("cudnn", "triton"), BF16, 32, ("cudnn", "cudnn", "triton")),
         ((9, 0), ("cudnn", "triton", FA3, FA2), BF16, 128, ("cudnn", "cudnn", "triton")),  # not verified: not taken
+        ((9, 0), ("cudnn", "triton", FA4), BF16, 64, ("cudnn", "cudnn", "triton")),  # not with such heads
+        ((12, 0), ("cudnn", "triton", FA4), BF16, 128, ("sdpa", "sdpa", "triton")),  # nor on such a GPU
+        ((8, 6), ("cudnn", "triton"), BF16, 128, ("sdpa", "sdpa", "triton")),
         ((8, 0), ("triton", FA4, FA2), BF16, 128, ("sdpa", "sdpa", "triton")),
         ((9, 0), ("cudnn", "triton", FA4), FP32, 128, ("sdpa", "sdpa", "triton")),
         ((9, 0), ("cudnn", "triton", FA4), torch.float64, 128, ("sdpa", "sdpa", "sdpa")),
@@ -99,6 +106,59 @@ def test_what_is_asked_for_is_taken_or_refused(machine) -> None:  # type: ignore
     machine((8, 9))
     with pytest.raises(ValueError, match="pip install flash-attn-4"):
         backend_for("flash-attn", GPU)
+
+
+def test_packages_that_do_not_work_are_not_taken(machine, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """FlashAttention without what it needs itself, Triton without a C compiler: told where it was asked for."""
+    machine((9, 0), "triton", FA4)
+    monkeypatch.setattr(flash, "broken", lambda name: f"{name} is broken")
+    monkeypatch.setattr(triton_here, "cannot_start", lambda: "Triton does not start")
+    assert {fastest(problem(e)).name for e in EXTENTS} == {"sdpa"}
+    with pytest.raises(ValueError, match="flash_attn.cute is broken; choose sdpa or auto"):
+        backend_for("flash-attn", GPU)
+    with pytest.raises(ValueError, match="Triton does not start"):
+        backend_for("triton", GPU)
+
+
+def test_what_broken_packages_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_installed.py").write_text("import cutlass_that_is_missing")
+    monkeypatch.syspath_prepend(tmp_path)
+    why = "half_installed is installed but cannot be imported (ModuleNotFoundError: No module named 'cutlass_that_is_missing')"
+    assert flash.installed("half_installed")
+    assert flash.broken("half_installed") == why
+    assert flash.broken("json") is None
+    assert not flash.installed("cutlass_that_is_missing.cute")
+    (tmp_path / "for_another_cuda").mkdir()
+    (tmp_path / "for_another_cuda" / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    assert not flash.installed("for_another_cuda.cute")
+    monkeypatch.setitem(sys.modules, "stand_in", ModuleType("stand_in"))  # as other custom nodes leave them
+    assert not flash.installed("stand_in")
+
+
+def test_a_triton_that_does_not_start_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver compiles its helpers when it is first asked for anything."""
+
+    def find_compiler() -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    driver = SimpleNamespace(active=SimpleNamespace(get_current_device=find_compiler))
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=driver))
+    why = triton_here.cannot_start.__wrapped__()
+    assert why is not None
+    assert "(RuntimeError: Failed to find C compiler. Please specify via CC environment variable.)" in why
+    driver.active.get_current_device = lambda: 0
+    assert triton_here.cannot_start.__wrapped__() is None
+
+
+def test_a_single_token(machine) -> None:  # type: ignore[no-untyped-def]
+    """cuDNN takes no single key."""
+    machine((9, 0), "cudnn")
+    assert fastest(Problem(TokenGrid(1, 1, 1), EVERYTHING, 2, 128, BF16, GPU)).name == "sdpa"
+    with pytest.raises(
+        ValueError, match="attention cudnn cannot be used: this torch does not give such sizes to cuDNN"
+    ):
+        backend_for("cudnn", GPU).chosen(Problem(TokenGrid(1, 1, 1), EVERYTHING, 2, 128, BF16, GPU))
 
 
 def test_a_gpu_of_amd_gets_what_runs_there(machine, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

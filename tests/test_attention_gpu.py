@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oasis_core.attention import TokenGrid, routed_attention
+from oasis_core.attention.backend import is_hopper
 from oasis_core.attention.backends import BACKENDS, NAMES, backend_for
 from oasis_core.attention.problem import EVERYTHING, OWN_FRAME, Problem
 from oasis_core.attention.reference import reference_attention
@@ -58,6 +59,8 @@ def test_the_window_kernel_on_random_grids_and_windows(head_dim: int, dtype: tor
 def test_every_backend_equals_the_reference_or_says_why_not(name: str, dtype: torch.dtype, extent: Extent) -> None:
     backend, ran = BACKENDS[name], 0
     for shape, head_dim in (
+        ((1, 1, 1), 64),
+        ((3, 1, 1), 32),
         ((1, 1, 7), 32),
         ((3, 9, 10), 32),
         ((2, 17, 19), 64),
@@ -101,13 +104,38 @@ def test_mixed_heads_whatever_is_chosen(name: str) -> None:
         assert relative(got[:, :, n : n + 1], truth) < ERROR[torch.bfloat16], extent
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 1), (1, 2, 3)])
+def test_auto_on_the_smallest_grids(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Every kind of head, even sizes that no fast kernel takes."""
+    extents = (
+        HeadPattern.WINDOW,
+        HeadPattern.GLOBAL,
+        Extent(3, None, None),
+        HeadPattern.INTRA_FRAME,
+        Extent(None, 3, 3),
+    )
+    grid = TokenGrid(*shape)
+    for head_dim in (18, 64, 160):
+        q, k, v = random_inputs(grid, len(extents), head_dim, dtype, 0)
+        got = routed_attention(q, k, v, grid, extents, (3, 5, 5), backend_for("auto", CUDA))
+        for n, extent in enumerate(extents):
+            one = [x[:, :, n : n + 1].double() for x in (q, k, v)]
+            truth, _ = reference_attention(*one, grid, extent, (3, 5, 5))
+            assert relative(got[:, :, n : n + 1], truth) < ERROR[dtype], (extent, head_dim)
+
+
 def test_auto_takes_the_fastest() -> None:
     grid = TokenGrid(9, 45, 80)
     q = torch.empty(1, grid.length, 4, 128, dtype=torch.bfloat16, device=CUDA)
     auto = backend_for("auto", CUDA)
     chosen = [auto.chosen(Problem.of(q, q, q, grid, e)).name for e in (EVERYTHING, OWN_FRAME, Extent(3, 5, 5))]
-    dense = next(n for n in ("flash-attn", "cudnn", "sdpa") if BACKENDS[n].missing(CUDA) is None)
+    problem = Problem.of(q, q, q, grid, EVERYTHING)
+    able = (n for n in ("flash-attn", "cudnn", "sdpa") if BACKENDS[n].supports(problem) is None)
+    dense = next(n for n in able if BACKENDS[n].preferred(problem))
     assert chosen == [dense, dense, "triton"]
+    if is_hopper(CUDA):
+        assert dense in ("flash-attn", "cudnn")
 
 
 def test_a_window_beyond_two_thousand_million_numbers() -> None:

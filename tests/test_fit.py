@@ -81,6 +81,72 @@ def test_a_job_keeps_its_plan() -> None:
     assert planned(untouched, Manifest({}), info, None)[1] == Manifest({})
 
 
+def tiny(tile: int | None = None) -> Upscaler:
+    """About the shape of what ships, on no device, in bf16."""
+    config = OasisConfig("x", (1, 8, 8), 64, dim=256, depth=2, heads=8, ffn_dim=768, freq_dim=8)
+    with torch.device("meta"):
+        model = OasisModel(config).to(torch.bfloat16)
+    return Upscaler(model, RoutingSpec.by_ratio(2, 8, 0.1, 0.2), UpscaleSettings(tile=tile))
+
+
+def cut(upscaler: Upscaler, height: int, width: int) -> int:
+    """Side of the tiles of a frame four times as large, in tokens; 0: whole."""
+    geometry = upscaler.geometry(height, width)
+    return upscaler.tiling(geometry.pad_h // 16, geometry.pad_w // 16)[0]
+
+
+@pytest.mark.parametrize("limit", [8, 12, 24])
+def test_4k_frames_stay_whole_on_common_cards(limit: int) -> None:
+    """No tile, so no difference from the untiled output: heads that see everything make one of 1 to 1.8 code values."""
+    budget = limit * GIB - GIB  # the system's and torch's own
+    upscaler = tiny()
+    fitted = fit(upscaler, 100, 540, 960, budget)
+    assert cut(upscaler, 540, 960) == 80
+    assert cut(fitted, 540, 960) == 0
+    assert working_memory(fitted, 100, 540, 960) <= RESERVE * budget
+    assert fitted.settings.chunk_frames == 16
+
+
+def test_what_is_whole_and_what_is_not() -> None:
+    assert cut(tiny(), 360, 640) == 0  # 2560x1440: wherever
+    assert cut(fit(tiny(), 100, 540, 960, 2 * GIB), 540, 960) == 0  # a shorter chunk
+    assert fit(tiny(), 100, 540, 960, 2 * GIB + GIB // 2).settings.chunk_frames == 8
+    assert cut(fit(tiny(), 100, 540, 960, GIB), 540, 960) == 80  # too little: tiles, and the chunk stays
+    assert fit(tiny(), 100, 540, 960, GIB).settings.chunk_frames == 16
+    assert cut(fit(tiny(), 100, 1080, 1920, 500 * GIB), 1080, 1920) == 80  # 7680x4320: the time would not end
+    assert cut(fit(tiny(512), 100, 540, 960, 24 * GIB), 540, 960) == 32  # asked for
+    assert cut(fit(tiny(), 100, 540, 960, 24 * GIB, whole=False), 540, 960) == 80
+
+
+def test_a_job_keeps_whole_frames_or_tiles() -> None:
+    one = Fraction(1)
+    info = VideoInfo(960, 540, 100, 25 * one, one / 25, 0, one, "yuv420p", 8, ColorTags(1, False), ())
+    begun, manifest = planned(tiny(), Manifest({}), info, 2 * GIB + GIB // 2)
+    assert (manifest.chunk_frames, manifest.tile, cut(begun, 540, 960)) == (8, 0, 0)
+    for budget in (None, GIB, 80 * GIB):
+        again, same = planned(tiny(), manifest, info, budget)
+        assert (again.settings, same) == (begun.settings, manifest)
+    record = SegmentRecord("segment_0", 0, 8, 0, 0, 0, 0, "", 0.0)
+    tiled = Manifest({}, segments=(record,))  # begun in tiles, where nothing was known of memory
+    still, same = planned(tiny(), tiled, info, 80 * GIB)
+    assert (cut(still, 540, 960), same) == (80, tiled)
+
+
+def test_a_plan_is_the_same_for_a_model_that_waits_on_the_cpu() -> None:
+    """Ray's driver plans for its workers' GPUs."""
+    there = tiny()
+    here = Upscaler(there.model.to_empty(device="cpu"), RoutingSpec.by_ratio(2, 8, 0.1, 0.2), UpscaleSettings())
+    for budget in (GIB, 2 * GIB, 2 * GIB + GIB // 2, 7 * GIB):
+        assert fit(here, 100, 540, 960, budget).settings == fit(tiny(), 100, 540, 960, budget).settings
+
+
+def test_full_size_frames_stay_whole_too() -> None:
+    fitted = fit(full_size(chunk=17), 33, 540, 960, 76 * GIB)
+    assert fitted.settings.tile == 0
+    assert working_memory(fitted, 33, 540, 960) <= RESERVE * 76 * GIB
+    assert fit(full_size(), 33, 540, 960, 5 * GIB).settings.tile is None
+
+
 def test_too_little_is_told(caplog: pytest.LogCaptureFixture) -> None:
     fitted = fit(full_size(), 33, 272, 480, GIB // 4)
     assert "choose a smaller output size" in caplog.text

@@ -82,7 +82,7 @@ def test_gelu_in_the_product_is_the_tanh_form(dtype: torch.dtype) -> None:
 def test_folded_equals_the_unfolded_on_the_cpu(
     dtype: torch.dtype, triton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "_has_triton", lambda: triton)
+    monkeypatch.setattr(layers, "_has_triton", lambda device: triton)
     dit, z = random_dit(), torch.randn(2, *LATENT[1:])
     expected = dit(z, ROUTING, timestep=dit.timestep(0.5, z.device))
     folded = copy.deepcopy(dit).to(CUDA, dtype)

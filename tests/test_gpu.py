@@ -16,8 +16,11 @@ from oasis_core.attention import TokenGrid, routed_attention
 from oasis_core.attention.backends import BACKENDS, backend_for
 from oasis_core.attention.reference import reference_attention
 from oasis_core.checkpoints import embedded_path, load_checkpoint
+from oasis_core.landing import sent
+from oasis_core.memory import working_memory
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.ready import ready
 from oasis_core.routing import Extent, HeadPattern, RoutingSpec, kernel_lse
 from oasis_core.routing.auto import AutoRouting, Deciding
 from oasis_core.routing.divergence import localisation_kl
@@ -180,3 +183,28 @@ def test_the_stages_of_a_run_follow_each_other_on_the_device(tmp_path: Path) -> 
         expected = {"decoder": decoder, "transformer": rest, "all": decoder | rest}[stage.train]
         assert not moved - expected, stage.name
         assert len(expected - moved) < 0.1 * len(expected), sorted(expected - moved)
+
+
+def test_frames_come_to_the_device_as_they_are() -> None:
+    frames = torch.rand(3, 20, 30, 3)
+    for given in (frames, frames[..., :2], frames.half(), frames.to(CUDA)):
+        there = sent(given, CUDA)
+        assert (there.device.type, there.dtype) == ("cuda", given.dtype)
+        torch.testing.assert_close(there.cpu(), given.cpu(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(180, 320), (270, 480), (540, 960)])
+def test_what_ships_needs_no_more_than_is_predicted(size: tuple[int, int]) -> None:
+    """Whole frames of 720p, 1080p and 4K, four times enlarged: the plan keeps a tenth of what is free in reserve."""
+    checkpoint = load_checkpoint(embedded_path(), CUDA, torch.bfloat16)
+    settings = UpscaleSettings(tile=0, scene_cuts=False)
+    upscaler = ready(checkpoint, checkpoint.routing, settings, "auto", False)
+    frames = torch.rand(20, *size, 3)
+    upscaler.upscale(frames[:16])  # kernels are chosen, tables made
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    upscaler.upscale(frames)
+    peak, predicted = torch.cuda.max_memory_allocated() - before, working_memory(upscaler, 20, *size)
+    print(f"{size}: {peak / 2**30:.3f} GiB, predicted {predicted / 2**30:.3f}, {peak / predicted:.3f}")
+    assert peak < 1.1 * predicted

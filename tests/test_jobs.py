@@ -362,7 +362,7 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, module: object, name: str, calls
 
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
-    [(segment_files.VideoWriter, "write", 20), (segment_files.VideoWriter, "_finish", 3),
+    [(segment_files.VideoWriter, "add", 20), (segment_files.VideoWriter, "_finish", 3),
      (segment_files.VideoWriter, "copy", 30), (segment_files.JobFolder, "update", 4)],
 )  # fmt: skip
 def test_a_full_disk_is_one_error_and_keeps_the_segments(

@@ -6,6 +6,7 @@ H200 this count was 0.96 to 1.00 of the measured peak beside weights and input (
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 import weakref
@@ -18,12 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from oasis_core.attention import TokenGrid
-from oasis_core.memory import transformer_memory, wan_decoder_memory
-from oasis_core.model import OasisConfig
+from oasis_core.color import ColorCorrector, ColorMethod
+from oasis_core.frame_groups import FrameGroup
+from oasis_core.memory import WAITING_BYTES, transformer_memory, wan_decoder_memory, working_memory
+from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
 from oasis_core.model.decoders.streaming import Past
 from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
+from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing import Extent, HeadPattern, Pattern, RoutingSpec
 
 GIB = 2**30
@@ -141,6 +145,7 @@ def moved(past: Past, device: torch.device) -> None:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a CUDA device's kernels give out, in shape and layout."""
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **more: torch.empty_like(q))
+    monkeypatch.setattr("oasis_core.model.folded_linear.linear_gelu", F.linear)
     monkeypatch.setattr(F, "conv3d", conv3d)
     monkeypatch.setattr(nn.Conv2d, "forward", conv2d)
     monkeypatch.setattr(Past, "move", moved)
@@ -200,9 +205,48 @@ def test_the_full_size_transformers_peak_is_predicted(grid: tuple[int, int, int]
     z = torch.empty(1, 16, grid[0], 2 * grid[1], 2 * grid[2], device="meta", dtype=torch.bfloat16)
     with Peak(dit) as peak:
         dit(z, routing)
-    predicted = transformer_memory(CONFIG, TokenGrid(*grid), 2, routing)
+    predicted = transformer_memory(CONFIG, TokenGrid(*grid), 2, routing, folded=fold)
     print(f"counted {peak.peak / GIB:.3f} GiB, predicted {predicted / GIB:.3f}")
     assert 0.9 * predicted < peak.peak < 1.1 * predicted
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("size", [(16, 45, 80), (16, 68, 120), (16, 135, 240), (8, 135, 240)])
+@torch.no_grad()
+def test_a_small_models_peak_is_predicted(size: tuple[int, int, int]) -> None:
+    """Of the shape that ships, at 720p, 1080p and 4K: the transformer beside its z_L; the decoder and colours on a frame."""
+    config = OasisConfig("x", (1, 8, 8), 64, dim=256, depth=2, heads=8, ffn_dim=768, freq_dim=8)
+    with torch.device("meta"):
+        model = OasisModel(config).eval().requires_grad_(False).to(torch.bfloat16)
+    times, rows, columns = size
+    upscaler = Upscaler(model, RoutingSpec.by_ratio(2, 8, 1 / 8, 1 / 4), UpscaleSettings(chunk_frames=times, tile=0))
+    predicted = working_memory(upscaler, times, 4 * rows, 4 * columns)
+    z = torch.empty(1, 64, times, 2 * rows, 2 * columns, device="meta", dtype=torch.bfloat16)
+    with Peak(model) as peak:
+        z_h = model.restore(z, upscaler.routing)  # type: ignore[arg-type]
+    group = FrameGroup(torch.empty(1, 4 * rows, 4 * columns, 3, device="meta"), 1, True)
+    with Peak(model) as drawing, contextlib.suppress(NotImplementedError):  # what has no data cannot come to the CPU
+        upscaler._decode(group, z_h[:, :, :1], ColorCorrector(ColorMethod.WAVELET), None)
+    counted = max(peak.peak + 2 * z.numel() * 2, drawing.peak + 3 * z.numel() * 2)  # z_L waits, and goes in
+    print(f"counted {counted / GIB:.3f} GiB, predicted {predicted / GIB:.3f}")
+    assert 0.9 * predicted < counted < 1.1 * predicted
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("color", ColorMethod)
+@torch.no_grad()
+def test_the_peak_of_drawing_a_frame_is_predicted(color: ColorMethod) -> None:
+    config = OasisConfig("x", (1, 8, 8), 64, dim=32, depth=1, heads=2, ffn_dim=8, freq_dim=8)
+    with torch.device("meta"):
+        model = OasisModel(config).eval().requires_grad_(False).to(torch.bfloat16)
+    upscaler = Upscaler(model, RoutingSpec.by_ratio(1, 2, 0, 0), UpscaleSettings(chunk_frames=1, tile=0, color=color))
+    z_h = torch.empty(1, 64, 1, 90, 160, device="meta", dtype=torch.bfloat16)
+    group = FrameGroup(torch.empty(1, 180, 320, 3, device="meta"), 1, True)
+    with Peak(model) as peak, contextlib.suppress(NotImplementedError):  # what has no data cannot come to the CPU
+        upscaler._decode(group, z_h, ColorCorrector(color), None)
+    predicted = working_memory(upscaler, 1, 180, 320) - 3 * z_h.numel() * 2 - WAITING_BYTES * 720 * 1280
+    print(f"{color.value}: counted {peak.peak / 2**20:.1f} MiB, predicted {predicted / 2**20:.1f}")
+    assert 0.85 * predicted < peak.peak < 1.1 * predicted
 
 
 def test_what_reads_in_place_needs_less() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from .problem import Operation, Problem
+
+log = logging.getLogger(__name__)
 
 
 class Backend(ABC):
@@ -38,8 +42,8 @@ class Backend(ABC):
         """What will run it: itself, or the one that it leaves it to."""
         return self
 
-    def verified(self, device: torch.device) -> bool:
-        """Whether what runs there was tested on hardware: ``auto`` takes nothing else."""
+    def preferred(self, problem: Problem) -> bool:
+        """Whether it was tested and measured on such hardware, with such heads: ``auto`` takes nothing else."""
         return True
 
     def outside(self, problem: Problem) -> str | None:
@@ -50,6 +54,28 @@ class Backend(ABC):
 def give(result: Tensor, out: Tensor | None) -> Tensor:
     """``result``, copied to ``out`` where there is one."""
     return result if out is None else out.copy_(result)
+
+
+def installed(module: str) -> bool:
+    """Whether a module could be found; it is not imported, only the package above it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
+    except Exception as e:  # the import of that may raise anything: a build for another CUDA, a stand-in without a spec
+        log.warning("%s cannot be looked for: %s", module, in_a_line(e))
+        return False
+
+
+def in_a_line(e: Exception) -> str:
+    """An error as part of a message."""
+    lines = str(e).strip().splitlines()
+    return f"{type(e).__name__}: {lines[0][:120]}" if lines else type(e).__name__
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is of the kind that everything was measured on."""
+    return torch.cuda.get_device_capability(device)[0] == 9
 
 
 def needs_nvidia(device: torch.device) -> str | None:

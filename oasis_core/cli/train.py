@@ -17,6 +17,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", help="output folder (overrides the config's)")
     parser.add_argument("--seconds", type=float, help="stop, with a saved state, after this many seconds")
     parser.add_argument(
+        "--anneal", type=float, default=0.0, help="last share of --seconds in which the learning rate falls to nothing"
+    )
+    parser.add_argument(
         "--workers", type=int, default=0, help="processes that make the data; 0: this one (GPU: 4 to 8)"
     )
     parser.add_argument(
@@ -38,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
     overrides = {name: getattr(args, name) for name in ("data", "out") if getattr(args, name) is not None}
     config = dataclasses.replace(config, **overrides)
     data_device = choose_device(args.data_device) if args.data_device else None
-    path = train(config, choose_device(args.device), args.seconds, args.workers, args.fuse, data_device)
+    path = train(config, choose_device(args.device), args.seconds, args.workers, args.fuse, data_device, args.anneal)
     print(f"weights: {path}")
     return 0

@@ -14,7 +14,6 @@ from ..attention.backends import NAMES as ATTENTION_NAMES
 from ..checkpoints import EMBEDDED, resolve
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, estimate
-from ..jobs.fit import device_budget, fit
 from ..pipeline import Upscaler, UpscaleSettings
 from ..ready import load_with_decoder, ready, routing_of
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
@@ -169,9 +168,7 @@ def upscale(job: Job) -> Done:
 def plan(job: Job) -> Estimate:
     """What the job will need. Raises as ``upscale`` does; nothing is written."""
     reader, upscaler = _prepare(job)
-    info = reader.info
-    upscaler = fit(upscaler, info.frames, info.height, info.width, device_budget(upscaler.model.project.weight.device))
-    return estimate(upscaler, info, job.target, job.writer.codec, job.keep.segment_frames)
+    return estimate(upscaler, reader.info, job.target, job.writer.codec, job.keep.segment_frames)
 
 
 def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:

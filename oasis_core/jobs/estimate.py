@@ -9,10 +9,12 @@ from ..memory import working_memory
 from ..pipeline import Upscaler
 from ..plan import plan_tiles
 from ..video_io import VideoInfo
+from .fit import device_budget, fit
 from .fit import told as told_plan
 from .folder import job_path, read_manifest
 from .remembered import recall
 from .segments import plan_segments
+from .shrink import with_plan
 
 BITS_PER_PIXEL = {"h264": 0.15, "h265": 0.1, "av1": 0.08, "prores": 4.0, "ffv1": 5.0, "png": 8.0}
 """Size of the output by codec at its default quality, measured on the bundled sample, four times enlarged and sharpened."""
@@ -39,7 +41,8 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
     """
     known = recall(upscaler, info.height, info.width)
     less = "" if known is None else ", since more ran out of memory on this device before"
-    upscaler = known or upscaler
+    budget = device_budget(upscaler.model.project.weight.device)
+    upscaler = fit(known or upscaler, info.frames, info.height, info.width, budget, whole=known is None)
     geometry, cell = upscaler.geometry(info.height, info.width), upscaler.model.config.pixel_multiple
     rows, columns = geometry.pad_h // cell[0], geometry.pad_w // cell[1]
     tile, overlap = upscaler.tiling(rows, columns)
@@ -48,6 +51,11 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
     told = "whole frame" if tiles == 1 else f"{tile * cell[0]} pixels, {overlap * cell[0]} shared, {tiles} to a frame"
     memory = working_memory(upscaler, info.frames or upscaler.settings.chunk_frames, info.height, info.width)
     weights = sum(p.numel() * p.element_size() for p in upscaler.model.parameters())
+    if upscaler.settings.may_be_whole(rows, columns, cell[0]):
+        whole = working_memory(
+            with_plan(upscaler, None, 0), info.frames or upscaler.settings.chunk_frames, info.height, info.width
+        )
+        told += f" (--tile 0: none, in about {_size(whole + weights)} and more time)"
     segments, disk = "as many as the input has parts of that length", "unknown, as the input does not tell its length"
     if info.frames:
         every = upscaler.restarting(segment_frames).restart_chunks

@@ -1,6 +1,10 @@
-"""Chunk and decoder tiles for the memory that is there: full-size models only, whose decoder remembers.
+"""Whole frames or tiles, chunk and decoder tiles for the memory that is there.
 
-A job's are chosen when it begins, and kept in its manifest: for all of its workers, and for when it goes on.
+Tiles of the transformer are not exact, since heads that look at the whole frame see the tile alone; shorter chunks change less
+(docs/long_videos.md). So large frames stay whole where that fits, with shorter chunks if need be. Chunk and decoder tiles are
+planned for full-size models, whose decoder remembers.
+
+A job's plan is made when it begins, and kept in its manifest: for all of its workers, and for when it goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ RESERVE = 0.9
 """Share of the free memory that a plan may take: allocators waste some, and convolutions need room to work."""
 LEAST_CHUNK = 5
 """Frames under which a chunk is not cut down: two latent frames."""
+LEAST_WHOLE = 8
+"""Frames under which a chunk is not cut down to keep frames whole: shorter ones differ as much as tiles do."""
 HOST = torch.device("cpu")
 WAN_PLANS = (
     DecodePlan(latents=2),
@@ -51,61 +57,85 @@ def device_budget(device: torch.device) -> int | None:
     return int(min(free + cached, allowed))
 
 
-def fit(upscaler: Upscaler, frames: int | None, height: int, width: int, budget: int | None) -> Upscaler:
-    """The best chunk and decoder plan whose predicted need stays under ``budget`` bytes beside the weights.
+def fit(
+    upscaler: Upscaler, frames: int | None, height: int, width: int, budget: int | None, whole: bool = True
+) -> Upscaler:
+    """The best plan whose predicted need stays under ``budget`` bytes beside the weights; as it is without a budget.
 
-    The decoder's plan is put into the decoder.
-
-    The smallest there is where nothing fits; as it is for models whose decoder has no memory, or without a budget.
+    Where the tile is left to us: whole frames up to ``LARGEST_WHOLE``, with shorter chunks if need be. Else, of full-size
+    models: chunk and decoder plan, the smallest there is where nothing fits. The decoder's plan is put into the decoder.
 
     Args:
         frames, height, width: of the input.
+        whole: False: tiles stay what they are.
     """
-    decoder = upscaler.model.decoder
-    if budget is None or not isinstance(decoder, WanDecoder | TaehvDecoder):
+    if budget is None:
         return upscaler
-    chunk = upscaler.settings.chunk_frames
+    size = frames, height, width
+    geometry, cell = upscaler.geometry(height, width), upscaler.model.config.pixel_multiple
+    if whole and upscaler.settings.may_be_whole(geometry.pad_h // cell[0], geometry.pad_w // cell[1], cell[0]):
+        tried, need = _search(with_plan(upscaler, None, 0), size, budget, LEAST_WHOLE)
+        if need <= RESERVE * budget:
+            return tried
+    if not isinstance(upscaler.model.decoder, WanDecoder | TaehvDecoder):
+        return upscaler
+    tried, need = _search(upscaler, size, budget, LEAST_CHUNK)
+    if need > RESERVE * budget:
+        log.warning(
+            "about %.1f GiB are needed beside the weights and %.1f are free: choose a smaller output size or --tile",
+            need / 2**30, budget / 2**30,
+        )  # fmt: skip
+    return tried
+
+
+def _search(upscaler: Upscaler, size: tuple[int | None, int, int], budget: int, least: int) -> tuple[Upscaler, int]:
+    """The first plan that fits, or else the last one, and its need.
+
+    The chunk is halved down to ``least`` frames; for each the decoder's plans are tried.
+    """
+    decoder, chunk = upscaler.model.decoder, upscaler.settings.chunk_frames  # the model itself may wait elsewhere
+    plans = WAN_PLANS if isinstance(decoder, WanDecoder) else TINY_PLANS
+    frames, height, width = size
     while True:
         tried = with_plan(upscaler, chunk, None)
-        for plan in WAN_PLANS if isinstance(decoder, WanDecoder) else TINY_PLANS:
-            decoder.plan = plan
-            need = working_memory(tried, frames or chunk, height, width)
+        for plan in plans if isinstance(decoder, WanDecoder | TaehvDecoder) else (None,):
+            if plan is not None:
+                decoder.plan = plan  # type: ignore[assignment]
+            need = working_memory(tried, frames or chunk, height, width, "cuda")
             if need <= RESERVE * budget:
-                return tried
-        if chunk <= LEAST_CHUNK:
-            log.warning(
-                "about %.1f GiB are needed beside the weights and %.1f are free: choose a smaller output size or --tile",
-                need / 2**30, budget / 2**30,
-            )  # fmt: skip
-            return tried
-        chunk = max(LEAST_CHUNK, chunk // 2)
+                return tried, need
+        if chunk <= least:
+            return tried, need
+        chunk = max(least, chunk // 2)
 
 
 def planned(upscaler: Upscaler, manifest: Manifest, info: VideoInfo, budget: int | None) -> tuple[Upscaler, Manifest]:
     """With the plan of a job: the manifest's where it has one, else one that fits; and the manifest with it.
 
-    The chunk of a job that has finished segments stays what it is. The decoder's plan is put into the decoder.
+    Chunk and tile of a job that has finished segments stay what they are. The decoder's plan is put into the decoder.
 
     Args:
         budget: as for ``fit``; of several workers the smallest one's.
     """
+    begun = manifest.chunk_frames is not None or manifest.finished > 0
     upscaler = with_plan(upscaler, manifest.chunk_frames, manifest.tile)
     decoder, known = upscaler.model.decoder, manifest.decode_plan
-    if not isinstance(decoder, WanDecoder | TaehvDecoder):
-        return upscaler, manifest
-    if known is not None:
-        decoder.plan = known
+    stateful = isinstance(decoder, WanDecoder | TaehvDecoder)
+    if stateful and known is not None:
+        decoder.plan = known  # type: ignore[assignment]
         need = working_memory(upscaler, info.frames or upscaler.settings.chunk_frames, info.height, info.width)
         if budget is None or need <= RESERVE * budget:
             return upscaler, manifest
     if budget is None:
         return upscaler, manifest
-    fitted = fit(upscaler, info.frames, info.height, info.width, budget)
-    if fitted.settings.chunk_frames != upscaler.settings.chunk_frames and not manifest.finished:
+    fitted = fit(upscaler, info.frames, info.height, info.width, budget, whole=not begun)
+    if fitted.settings != upscaler.settings and not manifest.finished:
         log.info("%s: what %.1f GiB beside the weights allow", told_chunk(fitted.settings), budget / 2**30)
         upscaler = fitted
         manifest = replace(manifest, chunk_frames=fitted.settings.chunk_frames, tile=fitted.settings.tile)
-    return upscaler, replace(manifest, decoder=decoder.plan.to_text())
+    if not stateful:
+        return upscaler, manifest
+    return upscaler, replace(manifest, decoder=decoder.plan.to_text())  # type: ignore[union-attr, operator]
 
 
 def told(plan: DecodePlan) -> str:

@@ -10,11 +10,13 @@ from ..pipeline import Poll, Upscaler
 from ..plan import Position
 from ..progress import Progress, Tally
 from ..video_io import VideoReader, WriterSettings
+from ..video_io.packing import Packing
 from .manifest import SegmentRecord
-from .overlap import ReadAhead, WriteBehind
+from .overlap import PACKED_BYTES, RGB_BYTES, ReadAhead, WriteBehind, frames_waiting
+from .packers import Packers
 from .scan import SegmentTask
 from .segment_files import Ready, SegmentFile
-from .stamps import READ_AHEAD, WRITE_BEHIND, noting_stamps
+from .stamps import noting_stamps
 
 
 def make_segment(
@@ -46,8 +48,11 @@ def make_segment(
     tally = Tally(on_progress, task.frames)
     try:
         with (
-            ReadAhead(reader.frames(first, task.known), READ_AHEAD) as ahead,
-            WriteBehind(file.write, WRITE_BEHIND) as behind,
+            Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer)) as packers,
+            ReadAhead(
+                reader.frames(first, task.known), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
+            ) as ahead,
+            WriteBehind(file.write, frames_waiting(geometry.out_h, geometry.out_w, PACKED_BYTES)) as behind,
         ):
             frames = noting_stamps(ahead, stamps, start - first)
             at = start
@@ -56,8 +61,8 @@ def make_segment(
                     if at == start and stamps[0] != (task.pts, task.checksum):
                         raise ValueError(f"{reader.path}: frame {start} is not what it was when the job was planned")
                     wanted = part.frames[: task.stop - at]
-                    for rgb in wanted:
-                        behind.put(Ready(rgb, *stamps.popleft()))
+                    for number, rgb in enumerate(wanted, at + 1):
+                        behind.put(Ready(packers.put(rgb, number), *stamps.popleft()))
                     at += len(wanted)
                     tally.finished(len(wanted))
                     if at == task.stop:

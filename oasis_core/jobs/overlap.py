@@ -15,6 +15,18 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 PATIENCE = 0.1
 """Seconds after which a thread that waits looks whether it is still wanted."""
+ROOM = 2**28
+"""Bytes of waiting frames on either side of the model: more than a chunk of small ones, which the model takes in one gulp, and
+enough for the time in which the encoder finishes a segment."""
+LEAST, MOST = 2, 64
+"""Frames that wait on either side in any case, and at most."""
+RGB_BYTES, PACKED_BYTES = 12, 3
+"""For a pixel: three fp32 values; an encoder's frame (8 bits 4:2:0 take 1.5, 10 bits 3, the lossless formats up to 6)."""
+
+
+def frames_waiting(height: int, width: int, pixel_bytes: int) -> int:
+    """How many frames may wait in one place."""
+    return max(LEAST, min(MOST, ROOM // (height * width * pixel_bytes)))
 
 
 class ReadAhead(Generic[T]):
@@ -78,7 +90,7 @@ class WriteBehind(Generic[T]):
 
     def __init__(self, consume: Callable[[T], None], depth: int) -> None:
         self.waited = 0.0
-        """Seconds that the producer has waited to put items."""
+        """Seconds that the producer has waited to put items, and at the end for the last one."""
         self._consume = consume
         self._items: queue.Queue[T | None] = queue.Queue(depth)
         self._error: BaseException | None = None
@@ -112,7 +124,9 @@ class WriteBehind(Generic[T]):
                 continue
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        began = time.monotonic()
         self._offer(None)
         self._thread.join()
+        self.waited += time.monotonic() - began
         if self._error is not None and error is None:
             raise self._error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
 
 from ..plan import Position
 from ..video_io import VideoInfo, VideoWriter, WriterSettings
 from ..video_io.joining import join_videos, packet_order, segment_suffix
+from ..video_io.packing import Packed
 from .fingerprint import hash_file
 from .folder import JobFolder
 from .manifest import Border, SegmentRecord
@@ -21,8 +21,8 @@ from .manifest import Border, SegmentRecord
 class Ready:
     """One frame to write."""
 
-    rgb: Tensor
-    """``(H, W, 3)`` in [0, 1]."""
+    packed: Future[Packed]
+    """What ``Packers`` make of it."""
     pts: int
     checksum: int
     """Of the input's frame."""
@@ -42,12 +42,12 @@ class SegmentFile:
         self._began = time.monotonic()
 
     def write(self, item: Ready) -> None:
-        """Add the next frame; the first one opens the file."""
+        """Add the next frame, once it is packed; the first one opens the file."""
         if self._writer is None:
             self._first = item
             source = replace(self._source, audio=(), start=item.pts * self._source.time_base)
             self._writer = VideoWriter(self._path, *self._size, source, self._settings).__enter__()
-        self._writer.write(item.rgb[None], [item.pts])
+        self._writer.add(item.packed.result(), item.pts)
 
     def finish(self, end: Position) -> SegmentRecord:
         """Close the file before frame ``end.frame``."""

@@ -9,11 +9,6 @@ from torch import Tensor
 
 from ..video_io import Frame
 
-READ_AHEAD = 4
-"""Input frames that wait for the model."""
-WRITE_BEHIND = 2
-"""Output frames that wait for the encoder; four times enlarged they are 16 times larger."""
-
 
 def noting_stamps(frames: Iterable[Frame], stamps: deque[tuple[int, int]], skip: int) -> Iterator[Tensor]:
     """The pictures; time stamps and checksums of all but the first ``skip`` go to ``stamps``."""

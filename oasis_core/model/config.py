@@ -130,6 +130,11 @@ class OasisConfig:
         return self.unshuffle[1] * self.patch[1], self.unshuffle[2] * self.patch[2]
 
     @property
+    def token_numbers(self) -> int:
+        """Numbers of the latent in one token."""
+        return self.latent_channels * math.prod(self.patch)
+
+    @property
     def frame_group(self) -> int:
         """Frames in one token's time step; the first frame counts for a whole group."""
         return self.unshuffle[0] * self.patch[0]

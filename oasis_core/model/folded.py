@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folded_linear import FoldedLinear
-from .layers import EPS, apply_rope, fused, norm_rope
+from .layers import EPS, fused, norm_rope
 from .rows import rms_norm
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,14 +21,18 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
 
 
-def norm_and_turn(q: Tensor, k: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Rope) -> None:
-    """RMS norm over all heads and RoPE, in place, of q and k ``(L, N, D)``, channels of a token side by side."""
+def norm_and_turn(qk: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Rope) -> None:
+    """RMS norm over all heads and RoPE, in place, of q and k ``(L, 2, N, D)``, channels of each side by side."""
+    q, k = qk.unbind(1)
     if fused(q):
         norm_rope(q.flatten(1)[None], k.flatten(1)[None], norm_q, norm_k, rope, q.shape[1])
         return
-    for x, weight in ((q, norm_q), (k, norm_k)):
-        normed = F.rms_norm(x.flatten(1), weight.shape, weight, EPS).unflatten(1, x.shape[1:])
-        x.copy_(apply_rope(normed[None], rope)[0])
+    # Both at once, in place, pairs of channels as complex numbers: half the time of the formulas one after the other.
+    weights = torch.stack((norm_q, norm_k)).float()
+    y = F.rms_norm(qk.flatten(2).float(), weights.shape[1:], None, EPS).mul_(weights).view(qk.shape)
+    cos, sin = (table[..., ::2].contiguous()[:, None] for table in rope)
+    torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
+    qk.copy_(y)
 
 
 def parts(x: Tensor, at_once: int) -> Iterator[tuple[int, slice]]:
@@ -50,10 +55,11 @@ class FoldedSelfAttention(nn.Module):
     def before(self, x: Tensor, carried: Tensor, rope: Rope, at_once: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v ``(B, L, N, D)`` of the residual stream ``(B, L, dim)``; views of one tensor."""
         joined = x.new_empty(*x.shape[:2], 3 * x.shape[2])
-        q, k, v = joined.view(*x.shape[:2], 3, self.heads, -1).unbind(2)
+        heads = joined.view(*x.shape[:2], 3, self.heads, -1)
         for b, s in parts(x, at_once):
             self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
-            norm_and_turn(q[b, s], k[b, s], self.norm_q, self.norm_k, (rope[0][s], rope[1][s]))
+            norm_and_turn(heads[b, s, :2], self.norm_q, self.norm_k, (rope[0][s], rope[1][s]))
+        q, k, v = heads.unbind(2)
         return q, k, v
 
 

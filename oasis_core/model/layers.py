@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import TokenGrid
+from ..attention.triton_here import needs_triton
 
 EPS = 1e-6
 """Wan's epsilon of every norm."""
@@ -78,12 +78,12 @@ def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 def fused(x: Tensor) -> bool:
     """Whether norm and rotation of q and k run as one Triton kernel, in place: on NVIDIA GPUs with Triton, at inference, but for
     compilations, which fuse themselves."""
-    return x.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _has_triton()
+    return x.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _has_triton(x.device)
 
 
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None and torch.version.cuda is not None
+@lru_cache(maxsize=16)
+def _has_triton(device: torch.device) -> bool:
+    return needs_triton(device) is None
 
 
 def norm_rope(

@@ -36,11 +36,12 @@ def norm_rope(
             f"rotary table is {tuple(cos.shape)} {cos.dtype}; expected ({length}, 1, {dim // heads}) in fp32"
         )
     padded = triton.next_power_of_2(heads) * triton.next_power_of_2(dim // heads)
-    _norm_rope_kernel[(length, b)](
-        q, k, norm_q, norm_k, cos, sin, *q.stride()[:2], *k.stride()[:2], cos.stride(0), eps,
-        N=heads, NP=triton.next_power_of_2(heads), D=dim // heads, DP=triton.next_power_of_2(dim // heads),
-        num_warps=max(1, min(8, padded // (32 * THREAD_NUMBERS))),
-    )  # fmt: skip
+    with torch.cuda.device_of(q):  # Triton launches on the current one
+        _norm_rope_kernel[(length, b)](
+            q, k, norm_q, norm_k, cos, sin, *q.stride()[:2], *k.stride()[:2], cos.stride(0), eps,
+            N=heads, NP=triton.next_power_of_2(heads), D=dim // heads, DP=triton.next_power_of_2(dim // heads),
+            num_warps=max(1, min(8, padded // (32 * THREAD_NUMBERS))),
+        )  # fmt: skip
 
 
 @triton.jit

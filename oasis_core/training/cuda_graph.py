@@ -17,12 +17,16 @@ Sample = tuple[Tensor, ...]
 def as_graph(module: nn.Module, sample: Sample) -> nn.Module:
     """The same on CUDA as graphs, in bf16 by autocast; where they cannot be had, the module itself."""
     hold_unreached(module, sample)
-    try:
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            return cast(nn.Module, torch.cuda.make_graphed_callables(module, tuple(x.clone() for x in sample)))
-    except RuntimeError as e:
-        log.warning("without CUDA graphs, which is slower: %s", str(e).strip().split("\n")[0])
-        return module
+    for last in (False, True):
+        try:
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+                return cast(nn.Module, torch.cuda.make_graphed_callables(module, tuple(x.clone() for x in sample)))
+        except RuntimeError as e:
+            # Code that was compiled while some parameters stood still may leave their gradients out: once more with new code.
+            torch.compiler.reset()
+            if last:
+                log.warning("without CUDA graphs, which is slower: %s", str(e).strip().split("\n")[0])
+    return module
 
 
 def hold_unreached(module: nn.Module, sample: Sample) -> list[str]:

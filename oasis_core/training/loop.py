@@ -22,6 +22,7 @@ from ..routing.calibrated import CalibratedRouting, cost_on, kl_table
 from ..routing.calibration import measure
 from ..routing.spec import HeadPattern, RoutingSpec
 from .config import TrainConfig
+from .deadline import Deadline
 from .feed import Batch, Feed
 from .parallel import Group, join, leave
 from .plot import plot_log
@@ -31,9 +32,6 @@ from .validation import Validation
 
 log = logging.getLogger(__name__)
 
-CLOCK_EVERY = 20
-"""Steps between two looks at the clock where several processes have to agree on it."""
-
 
 def train(
     config: TrainConfig,
@@ -42,6 +40,7 @@ def train(
     workers: int = 0,
     fuse: bool = False,
     data_device: torch.device | None = None,
+    anneal: float = 0.0,
 ) -> Path:
     """Run, or go on with, a training run in ``config.out``; under torchrun on all its processes' devices.
 
@@ -49,6 +48,7 @@ def train(
         seconds: stop (with a saved state) after that much time; None: run to the end.
         workers: processes that make the data, for each training process; 0: make it in this one.
         data_device: where the data are made; None: on ``device`` (``Feed``).
+        anneal: the last share of ``seconds`` in which the learning rate falls to nothing (``Deadline``).
         fuse: compile everything but the attention (costs a minute, then half a step's time on a GPU).
 
     Returns:
@@ -57,7 +57,7 @@ def train(
     began = time.monotonic()
     group, device = join(device)
     try:
-        return _run(config, device, group, began, seconds, workers, fuse, data_device)
+        return _run(config, device, group, Deadline(group, began, seconds, anneal), workers, fuse, data_device)
     finally:
         leave()
 
@@ -66,8 +66,7 @@ def _run(
     config: TrainConfig,
     device: torch.device,
     group: Group,
-    began: float,
-    seconds: float | None,
+    deadline: Deadline,
     workers: int,
     fuse: bool,
     data_device: torch.device | None,
@@ -94,15 +93,14 @@ def _run(
                     calibrate(config, state, batch, group)
                 with feed.quiet:
                     trainer.enter(stage, batch)
-            trainer.step(batch, learning_rate(stage, offset), offset)
+            trainer.step(batch, deadline.ease * learning_rate(stage, offset), offset)
             if state.step % config.save_every == 0 and group.leads:
                 state.save(out / "state.pt")
                 save_preview(out / f"preview_{state.step:06d}.png", state, batch)
                 save_plot(out)
                 if check is not None:
                     check.write(out, state)
-            look = group.world == 1 or state.step % CLOCK_EVERY == 0
-            if seconds is not None and look and group.share(time.monotonic() - began > seconds):
+            if deadline.over(state.step):
                 break
     if group.leads:
         state.save(out / "state.pt")

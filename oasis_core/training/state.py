@@ -64,15 +64,17 @@ class TrainState:
         averages, current = list(self.ema.values()), [p.detach() for p in self.trained]
         torch._foreach_lerp_(averages, current, 1 - decay)
 
-    def averaged_model(self, decoder: bool = True) -> OasisModel:
+    def averaged_model(self, decoder: bool = True, averaged: bool = True) -> OasisModel:
         """A plain copy of the model with the averaged weights (adapters added in), in eval mode, on its device.
 
-        ``decoder``: False leaves out one that was given.
+        Args:
+            decoder: False leaves out one that was given.
+            averaged: False takes the weights as they are, not their average.
         """
         with torch.device("meta"):
             copy = OasisModel(self.model.config)
-        averaged = {**self._own(), **self.ema}
-        plain = {name: t.detach().clone() for name, t in merged(self.model, averaged).items()}
+        weights = {**self._own(), **self.ema} if averaged else self._own()
+        plain = {name: t.detach().clone() for name, t in merged(self.model, weights).items()}
         copy.load_state_dict(plain, assign=True)
         if self.given and decoder:
             copy.attach_decoder(self.model.decoder)

@@ -24,6 +24,8 @@ from .trainer import upsample
 
 log = logging.getLogger(__name__)
 
+LEVELS = (0.0, 0.05, 0.3, 0.6, 1.0)
+"""Fidelities that are scored."""
 SIZE, FRAMES = 256, 9
 """The middle of each clip: pixels a side, frames (fewer than a group asks for are added)."""
 
@@ -54,8 +56,9 @@ class Validation:
         """Append one JSON line to ``validation.jsonl``: scores at each fidelity, and without parts of the model."""
         model, routing = state.averaged_model(), state.routing
         intra = RoutingSpec.uniform(routing.depth, routing.heads, HeadPattern.INTRA_FRAME, routing.window)
-        levels = (0.0, 1.0) if model.config.faithful_timestep is not None else (0.0,)
+        levels = LEVELS if model.config.faithful_timestep is not None else (0.0,)
         scores = {f"fidelity {level:g}": self.score(model, routing, level) for level in levels}
+        scores["not averaged"] = self.score(state.averaged_model(averaged=False), routing, 0.0)
         scores["all intra-frame"] = self.score(model, intra, 0.0)
         scores["transformer zeroed"] = self.score(model, None, 0.0)
         for name, values in scores.items():

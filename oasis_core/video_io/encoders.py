@@ -19,11 +19,13 @@ class Codec:
     crf: int | None
     """Default quality; None: the codec has no such scale."""
     options: tuple[tuple[str, str], ...] = ()
+    frame_threads: bool = False
+    """Whether its threads may work on frames of their own instead of slices of one."""
 
 
 YUV: dict[int, tuple[str, ...]] = {8: ("yuv420p", "yuv444p"), 10: ("yuv420p10le", "yuv444p10le")}
 CODECS = {
-    "h264": Codec("libx264", (".mp4", ".mov", ".mkv", ".avi"), YUV, 16, (("preset", "medium"),)),
+    "h264": Codec("libx264", (".mp4", ".mov", ".mkv", ".avi"), YUV, 16, (("preset", "medium"),), frame_threads=True),
     "h265": Codec("libx265", (".mp4", ".mov", ".mkv"), YUV, 18, (("x265-params", "log-level=error"),)),
     "av1": Codec("libsvtav1", (".mp4", ".mkv", ".webm"), {8: ("yuv420p",), 10: ("yuv420p10le",)}, 24, (("preset", "6"),)),
     "prores": Codec("prores_ks", (".mov", ".mkv"), {10: ("yuv422p10le", "yuv444p10le")}, None, (("profile", "3"),)),

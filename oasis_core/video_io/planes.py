@@ -7,7 +7,6 @@ on every other one, half a pixel to the left (ITU-T H.264, figure E-1, type 0). 
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
@@ -87,11 +86,8 @@ def set_tags(frame: av.VideoFrame, tags: ColorTags) -> None:
         frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
 
 
-def save_png(rgb: np.ndarray, depth: int, tags: ColorTags, path: Path) -> None:
-    """``(H, W, 3)`` in [0, 1] as a PNG image of 8 or 16 bits a value; the latter tells primaries and transfer.
-
-    Raises OSError where it cannot be written.
-    """
+def make_png(rgb: np.ndarray, depth: int, tags: ColorTags) -> bytes:
+    """``(H, W, 3)`` in [0, 1] as a PNG image of 8 or 16 bits a value; the latter tells primaries and transfer."""
     if depth == 8:
         frame = make_rgb_frame(rgb, "rgb24")
     else:
@@ -104,7 +100,7 @@ def save_png(rgb: np.ndarray, depth: int, tags: ColorTags, path: Path) -> None:
     context.time_base = Fraction(1)
     if depth > 8:
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
-    path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+    return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
 
 
 def _is_float(fmt: av.VideoFormat) -> bool:

@@ -11,21 +11,17 @@ from pathlib import Path
 from types import TracebackType
 
 import av
-import numpy as np
 from torch import Tensor
 
-from .color_tags import FULL_RANGE, LIMITED_RANGE, rgb_to_codes
 from .encoders import CODECS, SMALLEST, WriterSettings, pixel_format
 from .info import VideoInfo
-from .planes import is_yuv, make_frame, make_rgb_frame, save_png, set_tags
+from .packing import Packed, Packing
 from .tracks import SourceTracks
 
 log = logging.getLogger(__name__)
 
 SEGMENT_CONTAINER = ".nut"
 """Where pieces of a job go (``joining``), beside a codec's own containers: not offered to users."""
-RGB_MATRIX = 0
-"""FFmpeg's AVCOL_SPC_RGB: no matrix."""
 
 
 class VideoWriter:
@@ -56,14 +52,12 @@ class VideoWriter:
         audio_from: Path | None = None,
         notes: Mapping[str, str] | None = None,
     ) -> None:
-        self.path, self.size, self.source, self.settings = path, (height, width), source, settings
+        self.path, self.source, self.settings = path, source, settings
         self.codec = CODECS[settings.codec]
         check_target(path, width, height, settings)
-        self.images = settings.codec == "png"
+        self.packing = Packing(width, height, source, settings)
+        self.images = self.packing.images
         self.part = path.with_name(f"{path.stem}.part{path.suffix}")
-        self.depth = settings.depth_for(source.bit_depth)
-        tags = source.color.for_output(height, yuv=is_yuv(av.VideoFormat(source.pixel_format)))
-        self.tags = tags.for_prores() if settings.codec == "prores" else tags
         self.first_pts = round(source.start / source.time_base)
         self.written = 0
         self._copied = False
@@ -97,16 +91,15 @@ class VideoWriter:
         stream = self._container.add_stream(self.codec.encoder, rate=self.source.rate, options=dict(settings))
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
-        height, width = self.size
-        stream.width, stream.height = width, height
-        self._pix_fmt = context.pix_fmt = pixel_format(self.settings.codec, self.depth, width, height)
+        stream.height, stream.width = self.packing.size
+        context.pix_fmt = self.packing.pixel_format
         context.time_base = self.source.time_base
         context.sample_aspect_ratio = self.source.sample_aspect
         stream.options = dict(settings)
-        self._rgb = av.VideoFormat(self._pix_fmt).is_rgb
-        context.colorspace = RGB_MATRIX if self._rgb else self.tags.matrix
-        context.color_range = FULL_RANGE if self._rgb or self.tags.full_range else LIMITED_RANGE
-        context.color_primaries, context.color_trc = self.tags.primaries, self.tags.transfer
+        context.colorspace, context.color_range = self.packing.matrix, self.packing.color_range
+        context.color_primaries, context.color_trc = self.packing.tags.primaries, self.packing.tags.transfer
+        if self.codec.frame_threads:
+            context.thread_type = "FRAME"  # PyAV's choice, slices, keeps few cores busy and costs bits
         if self.settings.codec == "h265" and self.sums_durations:
             context.codec_tag = "hvc1"  # Apple's players show no other
         self._stream = stream
@@ -122,26 +115,22 @@ class VideoWriter:
 
     def write(self, frames: Tensor, pts: list[int]) -> None:
         """Add frames ``(n, H, W, 3)`` in [0, 1] with their time stamps in the source's time base."""
-        if tuple(frames.shape[1:]) != (*self.size, 3) or len(pts) != len(frames):
-            raise ValueError(
-                f"frames are {tuple(frames.shape)} with {len(pts)} time stamps; expected (n, {self.size}, 3)"
-            )
-        if not frames.isfinite().all():
-            raise ValueError(f"frames {self.written + 1} to {self.written + len(frames)} hold NaN or infinite values")
-        for rgb, stamp in zip(frames.float().clamp(0, 1).cpu().numpy(), pts, strict=True):
-            if self.images:
-                save_png(rgb, self.depth, self.tags, self.part / f"frame_{self.written:05d}.png")
-            else:
-                self._encode(rgb, stamp)
-            self.written += 1
+        if frames.ndim != 4 or len(pts) != len(frames):
+            raise ValueError(f"frames are {tuple(frames.shape)} with {len(pts)} time stamps; expected (n, H, W, 3)")
+        for rgb, stamp in zip(frames.cpu(), pts, strict=True):
+            self.add(self.packing(rgb, self.written + 1), stamp)
 
-    def _encode(self, rgb: np.ndarray, pts: int) -> None:
-        assert self._container is not None
-        frame = self._frame(rgb)
-        frame.pts, frame.time_base = pts - self.first_pts, self.source.time_base
-        self._container.mux(self._stream.encode(frame))
-        if self._tracks is not None:
-            self._tracks.copy_until(float(frame.pts * self.source.time_base))
+    def add(self, packed: Packed, pts: int) -> None:
+        """Add one frame that is packed already."""
+        if isinstance(packed, bytes):
+            (self.part / f"frame_{self.written:05d}.png").write_bytes(packed)
+        else:
+            assert self._container is not None
+            packed.pts, packed.time_base = pts - self.first_pts, self.source.time_base
+            self._container.mux(self._stream.encode(packed))
+            if self._tracks is not None:
+                self._tracks.copy_until(float(packed.pts * self.source.time_base))
+        self.written += 1
 
     def copy(self, packet: av.Packet, pts: int, dts: int, duration: int = 0) -> None:
         """Add an encoded frame of the same encoder and settings, with its time stamps in the source's time base.
@@ -161,14 +150,6 @@ class VideoWriter:
         except av.FFmpegError as e:
             raise OSError(f"cannot write {self.path} ({e.strerror or e})") from None
         self.written, self._copied = self.written + 1, True
-
-    def _frame(self, rgb: np.ndarray) -> av.VideoFrame:
-        """In the encoder's pixel format."""
-        if self._rgb:
-            return make_rgb_frame(rgb, self._pix_fmt)
-        frame = make_frame(rgb_to_codes(rgb, self.tags, self.depth), self._pix_fmt, centred=False)
-        set_tags(frame, self.tags)
-        return frame
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is not None:

@@ -201,7 +201,8 @@ def test_out_of_range_is_refused_before_it_runs(client: Any, batch: dict[str, An
     ("change", "line"),
     [
         ({"color": "sepia"}, "colour method is 'sepia'; allowed: none, adain, wavelet, lab"),
-        ({"dtype": "fp8"}, "dtype is 'fp8'; allowed: auto, fp32, bf16, fp16"),
+        ({"dtype": "fp4"}, "dtype is 'fp4'; allowed: auto, fp32, bf16, fp16, fp8"),
+        ({"dtype": "fp8"}, "dtype fp8 cannot be used: it needs an NVIDIA GPU"),
         ({"mode": "all"}, "routing mode is 'all'; allowed: from checkpoint, all global, "),
         (
             {"model_name": "diffusion_models/other.safetensors"},
