@@ -29,7 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 from oasis_core.attention.backends import backend_for
 from oasis_core.color import ColorMethod, correct_color
 from oasis_core.geometry import upsample_and_pad
-from oasis_core.model.decoders import DecoderState, WanDecoder, wan
+from oasis_core.jobs.fit import told
+from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder, wan
 from oasis_core.model.decoders.winograd import Form, kernels
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
@@ -344,6 +345,10 @@ def pipeline() -> None:
     with before():
         got = whole(settings)
         note("pipeline, decoder as before", got, f"{got['ms']:.1f} ms")
+    for plan in (DecodePlan(), DecodePlan(frames=4, latents=2), DecodePlan(latents=2)):
+        model.decoder.plan = plan  # type: ignore[assignment]
+        got = whole(settings)
+        note(f"pipeline, {told(plan)}", got, f"{got['ms']:.1f} ms, peak {got['peak_gib']:.2f} GiB")
     for name, chosen in (
         ("", settings), (", scene cuts looked for", replace(settings, scene_cuts=True)),
         (", no colour correction", replace(settings, color=ColorMethod.NONE)),

@@ -78,7 +78,13 @@ def test_folded_transformer_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (got - truth).abs().max() < 10 * TOLERANCE["fp32"] * truth.std()
 
 
-@pytest.mark.parametrize("plan", [DecodePlan(), DecodePlan(frames=1), DecodePlan(256, frames=1)])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        DecodePlan(), DecodePlan(latents=2), DecodePlan(frames=4, latents=2), DecodePlan(frames=1),
+        DecodePlan(256, frames=1),
+    ],
+)  # fmt: skip
 @torch.inference_mode()
 def test_the_decoders_peak_is_near_the_prediction(plan: DecodePlan) -> None:
     decoder = random_decoder(96).cuda().bfloat16()
@@ -87,32 +93,35 @@ def test_the_decoders_peak_is_near_the_prediction(plan: DecodePlan) -> None:
     z, state = torch.randn(1, 16, 3, 60, 104, device="cuda", dtype=torch.bfloat16), DecoderState()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    for part in z.split(1, dim=2):
+    for part in (z[:, :, :1], *z[:, :, 1:].split(plan.latents, dim=2)):
         decoder(part, state)
     peak = torch.cuda.max_memory_allocated() - before
-    predicted = sum(wan_decoder_memory(decoder.config, 480, 832, 1, plan, 2))
+    predicted = sum(wan_decoder_memory(decoder.config, 480, 832, plan.latents, plan, 2))
     assert 0.85 * predicted < peak < 1.15 * predicted
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("width", [16, 96])
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 @torch.inference_mode()
-def test_products_in_time_err_no_more_than_plain_convolutions(
-    dtype: torch.dtype, width: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+def test_errors_are_no_larger_than_plain_bf16_has(
+    fold: bool, width: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Against fp32. The maximum at true width; on one H100 it was 0.79 to 0.9 of plain bf16's, in fp16 0.16."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    decoder, z = random_decoder(width).to(dtype).float().cuda(), torch.randn(2, 16, 7, 6, 10, device="cuda")
-    truth, errors = decoder(z), []
-    decoder.to(dtype).fold()
-    for now in (False, True):
-        if not now:
-            monkeypatch.setattr("oasis_core.model.decoders.wan.streams", lambda x: False)
-        else:
-            monkeypatch.setattr("oasis_core.model.decoders.wan.streams", streams)
-        state = DecoderState()
-        parts = [decoder(part.to(dtype), state) for part in (z[:, :, :1], *z[:, :, 1:].split(at_once, dim=2))]
-        errors.append((torch.cat(parts, dim=2).float() - truth).abs())
-    before, after = errors
-    assert after.max() < 1.1 * before.max()
-    assert after.square().mean() < before.square().mean()
+    torch.manual_seed(1)
+    z = torch.randn(2, 16, 7, 6, 10, device="cuda")
+    truth = random_decoder(width).bfloat16().float().cuda()(z)  # the same numbers in every type
+
+    def error(dtype: torch.dtype, plain: bool) -> torch.Tensor:
+        monkeypatch.setattr("oasis_core.model.decoders.wan.streams", (lambda x: False) if plain else streams)
+        decoder, state = random_decoder(width).bfloat16().to("cuda", dtype), DecoderState()
+        if fold:
+            decoder.fold()
+        parts = (z[:, :, :1], *z[:, :, 1:].split(at_once, dim=2))
+        return (torch.cat([decoder(part.to(dtype), state) for part in parts], dim=2).float() - truth).abs()
+
+    before, bf16, fp16 = error(torch.bfloat16, True), error(torch.bfloat16, False), error(torch.float16, False)
+    assert bf16.square().mean() < before.square().mean()
+    assert bf16.max() <= before.max() * (1 if width == 96 else 1.1)
+    assert fp16.max() < before.max() / 3
