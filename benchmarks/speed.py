@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--parts", default="", help="of ceilings, tiny, full, peer, cpu (default: all that run here)")
     parser.add_argument("--routing", default="", help="only those whose name holds this: dense, routed, window")
     parser.add_argument("--cases", default="", help="such as 33x720x1280,5x480x832 instead of all")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that count (default 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns that count (default 2)")
     parser.add_argument("--fp8", action="store_true", help="the full size's linear layers in fp8")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / f"speed_{date.today()}.json")
     args = parser.parse_args()

@@ -192,7 +192,7 @@ def test_the_benchmark_scores_what_oasis_upscale_writes(
     grass = {"grass": {"psnr": 21.5}, "rock": {"psnr": 22.5}}
     known = {"setting": "lq/real", "bicubic": grass, "partial": {"rock": {"psnr": 1.0}}}
     (data / "scores.json").write_text(json.dumps(known), encoding="utf-8")
-    file, fixed = tmp_path / "quality.json", ["--model", str(model), "--device", "cpu"]
+    file, fixed = tmp_path / "quality.json", ["--model", str(model), "--device", "cpu", "--dtype", "fp32"]
     quality.main([str(data), *fixed, "--fidelity", "0", "1", "--json", str(file)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "lq/real, mean of 2 clips"

@@ -67,11 +67,12 @@ def window_attention(
         band = slice(start, min(tiling.counts[0], start + rows))
         count = band.stop - band.start
         most = max(1, budget // (per_row * count * window[0]))
-        done = _band(q, k, v, tiling, window[0], band, mask[band].flatten(0, 1), most)
-        if place is None:
+        rows_of = None if place is None else place[:, :, :, band.start * tiling.tile[0] : band.stop * tiling.tile[0]]
+        done = _band(q, k, v, tiling, window[0], band, mask[band].flatten(0, 1), most, rows_of)
+        if rows_of is None:
+            assert done is not None
             bands.append(done)
-        else:
-            rows_of = place[:, :, :, band.start * tiling.tile[0] : band.stop * tiling.tile[0]]
+        elif done is not None:
             rows_of.copy_(done[:, :, :, : rows_of.shape[3], : grid.w])
         del done
     if out is not None:
@@ -93,19 +94,32 @@ def window_numbers(grid: TokenGrid, heads: int, head_dim: int, window: tuple[int
 
 
 def _band(
-    q: Tensor, k: Tensor, v: Tensor, tiling: _Tiling, extent: int, band: slice, mask: Tensor, most: int
-) -> Tensor:
-    """The rows of tiles ``band``, of ``(b, t, n, h, w, d)``; ``most``: query frames at a time."""
+    q: Tensor, k: Tensor, v: Tensor, tiling: _Tiling, extent: int, band: slice, mask: Tensor, most: int,
+    place: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """The rows of tiles ``band``, of ``(b, t, n, h, w, d)``; ``most``: query frames at a time.
+
+    Where they fill ``place`` without padding, they are written there, and None is given.
+    """
     b, length, n = q.shape[:3]
     query = tiling.queries(q, band)
+    rows, columns, places = query.shape[3], query.shape[5], None
+    if place is not None and place.shape[3:5] == (rows * tiling.tile[0], columns * tiling.tile[1]):
+        places = rearrange(place, "b t n (r y) (c x) d -> b t n r y c x d", r=rows, c=columns)
+    pattern = "(r c) (b t n) (y x) d -> b t n r y c x d"
     key, value = tiling.halos(k, band), tiling.halos(v, band)
     pieces = []
     for frames, seen in _frame_runs(length, extent, most):
-        tiles = rearrange(query[:, frames], "b t n tiles s d -> tiles (b t n) s d")
+        tiles = rearrange(query[:, frames], "b t n r y c x d -> (r c) (b t n) (y x) d")
         near = [_near(x, seen, tiles.shape[1] // (b * n)) for x in (key, value)]
         out = F.scaled_dot_product_attention(tiles, near[0], near[1], attn_mask=mask.repeat(1, 1, 1, len(seen)))
         del near  # the largest tensors: gone before the next ones are made
-        pieces.append(rearrange(out, "tiles (b t n) s d -> b t n tiles s d", b=b, n=n))
+        if places is None:
+            pieces.append(rearrange(out, "tiles (b t n) s d -> b t n tiles s d", b=b, n=n))
+        else:
+            places[:, frames].copy_(rearrange(out, pattern, b=b, n=n, r=rows, y=tiling.tile[0]))
+    if places is not None:
+        return None
     return tiling.frames(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
 
 
@@ -152,9 +166,9 @@ class _Tiling:
         return (self.tile[0] + 2 * self.margin[0]) * (self.tile[1] + 2 * self.margin[1])
 
     def queries(self, x: Tensor, band: slice) -> Tensor:
-        """``(b, t, n, h, w, d)`` -> ``(b, t, n, tiles, queries, d)`` of the rows of tiles ``band``."""
+        """``(b, t, n, h, w, d)`` -> ``(b, t, n, rows, y, columns, x, d)`` of the rows of tiles ``band``, a view if it can be."""
         x = self._rows(x, band, 0, 0)
-        return rearrange(x, "b t n (r y) (c x) d -> b t n (r c) (y x) d", y=self.tile[0], x=self.tile[1])
+        return rearrange(x, "b t n (r y) (c x) d -> b t n r y c x d", y=self.tile[0], x=self.tile[1])
 
     def halos(self, x: Tensor, band: slice) -> Tensor:
         """``(b, t, n, h, w, d)`` -> ``(b, n, tiles, t, halo, d)``: a tile's frames lie side by side."""
@@ -169,11 +183,11 @@ class _Tiling:
         th, tw = self.tile
         top, bottom = band.start * th - mh, band.stop * th + mh
         inside = x[:, :, :, max(0, top) : min(self.size[0], bottom)]
-        right = self.counts[1] * tw - self.size[1] + mw
-        return F.pad(inside, (0, 0, mw, right, max(0, -top), max(0, bottom - self.size[0])))
+        more = (mw, self.counts[1] * tw - self.size[1] + mw, max(0, -top), max(0, bottom - self.size[0]))
+        return F.pad(inside, (0, 0, *more)) if any(more) else inside
 
     def frames(self, x: Tensor) -> Tensor:
-        """Inverse of ``queries``; the padding stays."""
+        """``(b, t, n, tiles, queries, d)`` -> ``(b, t, n, h, w, d)``; the padding stays."""
         th, tw = self.tile
         return rearrange(x, "b t n (r c) (y x) d -> b t n (r y) (c x) d", c=self.counts[1], y=th, x=tw)
 

@@ -303,7 +303,7 @@ def test_still_image_in_every_dtype(
     model = {**MODEL, "inputs": {**MODEL["inputs"], "dtype": dtype}}
     run = client.run({**batch, "model": model, "up": upscale(images="load0"), "save": save("up")})
     core = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings(scale=2.5)).upscale(frames[:1])
-    assert differs(client.pictures(run, "save", tmp_path), core) < (TOLERANCE if dtype == "auto" else HALF_TOLERANCE)
+    assert differs(client.pictures(run, "save", tmp_path), core) < HALF_TOLERANCE
 
 
 def test_unload_then_run_again(client: Any, batch: dict[str, Any], tmp_path: Path) -> None:
