@@ -98,7 +98,20 @@ def make_clip(path: Path, seed: int, frames: int = FRAMES) -> Path:
 def options(model: Path, codec: str = "ffv1") -> list[str]:
     """Of ``oasis upscale``."""
     return [
-        *("--model", str(model), "--device", "cpu", "--scale", "2", "--chunk", "5", "--overlap", "1"),
+        *(
+            "--model",
+            str(model),
+            "--device",
+            "cpu",
+            "--dtype",
+            "fp32",
+            "--scale",
+            "2",
+            "--chunk",
+            "5",
+            "--overlap",
+            "1",
+        ),
         *("--segment", "6", "--codec", codec),
     ]
 
