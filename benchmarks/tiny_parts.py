@@ -55,7 +55,7 @@ def stages(up: Upscaler, device: torch.device, rounds: int, clip: Tensor) -> dic
         "decode": lambda: model.decode(z_h, narrow),
         "colour": lambda: corrector.correct(flat, flat),
         "to the host": flat.cpu,
-        "a frame's end": lambda: up._decode(group, z_h, corrector, None),
+        "a frame's end": lambda: up._decode([group], z_h, corrector, None),
     }
     done = {name: milliseconds(work, device, rounds) for name, work in parts.items()}
     return {name: ms / len(clip) if name == "transformer" else ms for name, ms in done.items()}

@@ -88,9 +88,9 @@ def folds(monkeypatch: pytest.MonkeyPatch) -> list[RoutingSpec]:
     """What transformers are folded for, from now on."""
     real, seen = DiT.fold, []
 
-    def fold(self: DiT, routing: RoutingSpec, fidelity: float = 0.0) -> None:
+    def fold(self: DiT, routing: RoutingSpec, fidelity: float = 0.0, fp8: bool = False) -> None:
         seen.append(routing)
-        real(self, routing, fidelity)
+        real(self, routing, fidelity, fp8)
 
     monkeypatch.setattr(DiT, "fold", fold)
     return seen

@@ -226,7 +226,7 @@ def test_a_small_models_peak_is_predicted(size: tuple[int, int, int]) -> None:
         z_h = model.restore(z, upscaler.routing)  # type: ignore[arg-type]
     group = FrameGroup(torch.empty(1, 4 * rows, 4 * columns, 3, device="meta"), 1, True)
     with Peak(model) as drawing, contextlib.suppress(NotImplementedError):  # what has no data cannot come to the CPU
-        upscaler._decode(group, z_h[:, :, :1], ColorCorrector(ColorMethod.WAVELET), None)
+        upscaler._decode([group], z_h[:, :, :1], ColorCorrector(ColorMethod.WAVELET), None)
     counted = max(peak.peak + 2 * z.numel() * 2, drawing.peak + 3 * z.numel() * 2)  # z_L waits, and goes in
     print(f"counted {counted / GIB:.3f} GiB, predicted {predicted / GIB:.3f}")
     assert 0.9 * predicted < counted < 1.1 * predicted
@@ -243,7 +243,7 @@ def test_the_peak_of_drawing_a_frame_is_predicted(color: ColorMethod) -> None:
     z_h = torch.empty(1, 64, 1, 90, 160, device="meta", dtype=torch.bfloat16)
     group = FrameGroup(torch.empty(1, 180, 320, 3, device="meta"), 1, True)
     with Peak(model) as peak, contextlib.suppress(NotImplementedError):  # what has no data cannot come to the CPU
-        upscaler._decode(group, z_h, ColorCorrector(color), None)
+        upscaler._decode([group], z_h, ColorCorrector(color), None)
     predicted = working_memory(upscaler, 1, 180, 320) - 3 * z_h.numel() * 2 - WAITING_BYTES * 720 * 1280
     print(f"{color.value}: counted {peak.peak / 2**20:.1f} MiB, predicted {predicted / 2**20:.1f}")
     assert 0.85 * predicted < peak.peak < 1.1 * predicted
