@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from comfy_api.latest import io
 from ..oasis_core.attention.backends import backend_for
 from ..oasis_core.checkpoints import Checkpoint
 from ..oasis_core.device import FP8, choose_dtype, missing_fp8
-from ..oasis_core.jobs.fingerprint import hash_model
 from ..oasis_core.jobs.fit import fit
 from ..oasis_core.memory import working_memory
 from ..oasis_core.model import OasisModel
@@ -23,6 +21,7 @@ from ..oasis_core.model.fuse import fuse_model
 from ..oasis_core.pipeline import Upscaler, UpscaleSettings
 from ..oasis_core.routing.auto import AutoRouting
 from ..oasis_core.routing.spec import RoutingSpec
+from .folded_copy import FoldedCopy, managed
 
 OasisModelType = io.Custom("OASIS_MODEL")
 
@@ -31,16 +30,6 @@ DTYPE_NAMES = ("auto", *DTYPES, FP8)
 """auto: ComfyUI's choice for its device."""
 SUPPORTED = [torch.bfloat16, torch.float16, torch.float32]
 """What the model computes in, best first: ComfyUI picks the first that the device does well."""
-COPIES = 2
-"""Times a model's size that must be free where ComfyUI keeps it, for a folded copy: the copy, and as much for all else."""
-
-
-@dataclass
-class FoldedCopy:
-    """The last copy that was folded, for when the same is asked for again."""
-
-    made_for: tuple[RoutingSpec, float] | None = None
-    patcher: comfy.model_patcher.ModelPatcher | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,7 @@ class ModelHandle:
         model.dit.attention = backend_for(attention, device, model.project.weight.dtype, model.config.head_dim)
         if compile:
             fuse_model(model, dynamic=None)
-        return cls(_patcher(model), checkpoint.routing, checkpoint, file, attention, compile, dtype == FP8)
+        return cls(managed(model), checkpoint.routing, checkpoint, file, attention, compile, dtype == FP8)
 
     def ready(self, settings: UpscaleSettings) -> tuple[ModelHandle, Upscaler]:
         """What runs a job, and its model: a copy folded for this routing and fidelity (``model.fold``), where it can be.
@@ -99,36 +88,10 @@ class ModelHandle:
             raise ValueError(
                 "dtype fp8 needs a routing that is known beforehand; choose bf16, or another routing than auto"
             )
-        if not isinstance(self.routing, RoutingSpec) or not (self.fp8 or self._has_room()):
+        if not isinstance(self.routing, RoutingSpec) or not (self.fp8 or self.copied.has_room(self.patcher)):
             return self, upscaler
-        copied, wanted = self.copied, (self.routing, upscaler.fidelity)
-        if copied.patcher is None or copied.made_for != wanted:
-            copied.patcher = None  # its memory is free before the next one is made
-            copied.patcher, copied.made_for = _patcher(self._fold(*wanted)), wanted
-        return replace(self, patcher=copied.patcher), Upscaler(copied.patcher.model, self.routing, settings)
-
-    def _has_room(self) -> bool:
-        """Whether there is memory for a copy of the model beside it."""
-        if self.copied.patcher is not None:
-            return True
-        place = self.patcher.offload_device
-        return mm.get_free_memory(place) >= COPIES * mm.module_size(self.patcher.model)
-
-    def _fold(self, routing: RoutingSpec, fidelity: float) -> OasisModel:
-        """A copy, folded, where ComfyUI keeps models."""
-        model, place = self.patcher.model, self.patcher.offload_device
-        with torch.device("meta"):
-            copy = OasisModel(model.config)
-        kept = {id(model.dit.attention): model.dit.attention}
-        for name, part in model.named_children():
-            copied = deepcopy(part, kept).to(place)
-            copied.__dict__.pop("forward", None)  # compiled, of the model itself
-            setattr(copy, name, copied)
-        copy.loaded_as = hash_model(model, self.fp8)
-        copy.dit.fold(routing, fidelity, self.fp8)
-        if self.compile:
-            fuse_model(copy, dynamic=None)
-        return copy.eval()
+        patcher = self.copied.of(self.patcher, self.routing, upscaler.fidelity, self.fp8, self.compile)
+        return replace(self, patcher=patcher), Upscaler(patcher.model, self.routing, settings)
 
     def load(self, upscaler: Upscaler, frames: int, height: int, width: int) -> None:
         """Bring the model to its device, with room for a job on a clip of that size.
@@ -141,13 +104,6 @@ class ModelHandle:
         mm.load_models_gpu([self.patcher], memory_required=memory, force_full_load=True)
         # Under --novram the patcher leaves layers that are not ComfyUI's own where they were; unloading undoes this.
         self.patcher.model.to(self.patcher.load_device)
-
-
-def _patcher(model: OasisModel) -> comfy.model_patcher.ModelPatcher:
-    """The model under ComfyUI's management."""
-    # Looked up when called: ComfyUI replaces it at start where it manages memory dynamically.
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return kind(model, mm.get_torch_device(), mm.unet_offload_device())
 
 
 def _auto_dtype(model: OasisModel, device: torch.device) -> torch.dtype:
