@@ -18,8 +18,9 @@ from oasis_core.jobs.scan import Scan, SegmentTask
 from oasis_core.jobs.segment_files import segment_name
 from oasis_core.jobs.segments import BorderFinder, plan_segments
 from oasis_core.jobs.shrink import with_plan
-from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.pipeline import UpscaleSettings
 from oasis_core.plan import Position
+from oasis_core.ready import ready
 from oasis_core.video_io import VideoReader, WriterSettings
 
 from .conftest import CUT, FRAMES, content, options
@@ -31,7 +32,7 @@ class Parts:
     def __init__(self, clip: Path, target: Path, model: Path, codec: str = "ffv1", resume: bool = False) -> None:
         checkpoint = load_checkpoint(model)
         settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
-        self.upscaler = Upscaler(checkpoint.model, checkpoint.routing, settings)
+        self.upscaler = ready(checkpoint, checkpoint.routing, settings, "auto", False)  # folded, as the command does
         self.reader, self.writer, self.target = VideoReader(clip), WriterSettings(codec), target
         self.size = output_size(self.reader, self.upscaler)
         asked = what_is_asked(self.reader, self.upscaler, self.writer, hash_model(checkpoint.model), 6)
