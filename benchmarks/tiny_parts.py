@@ -36,29 +36,30 @@ def seconds(work: Callable[[], object], device: torch.device, rounds: int) -> fl
 
 
 def stages(up: Upscaler, device: torch.device, rounds: int, clip: Tensor) -> dict[str, float]:
-    """Milliseconds a frame of each stage by itself, on the frames ``(T, H, W, 3)`` of one chunk."""
+    """Milliseconds a frame of each stage by itself, on the frames ``(T, H, W, 3)`` of one chunk; as many at once as in a job."""
     model, dtype = up.model, up.model.project.weight.dtype
-    group = FrameGroup(clip[:1], 1, first=True)
-    pixels = up._pixels(group)
+    at_once = up.latents(up.geometry(*clip.shape[1:3]))
+    groups = [FrameGroup(frame[None], 1, first=number == 0) for number, frame in enumerate(clip[:at_once])]
+    pixels = up._pixels(groups)
     narrow = pixels.to(dtype)
-    z = torch.cat([up._encode(group)] * len(clip), dim=2)
-    z_h = z[:, :, :1]
+    z = torch.cat([up._encode(groups[:1])] * len(clip), dim=2)
+    z_h = z[:, :, :at_once]
     decoded = model.decode(z_h, narrow)
     flat = decoded.float()[0].movedim(0, -1)
     corrector = ColorCorrector(up.settings.color)
     routing = up.routing
     assert isinstance(routing, RoutingSpec)
     parts: dict[str, Callable[[], object]] = {
-        "upsample": lambda: up._pixels(group),
+        "upsample": lambda: up._pixels(groups),
         "encode": lambda: model.encode(narrow),
         "transformer": lambda: model.restore(z, routing, fidelity=up.fidelity),
         "decode": lambda: model.decode(z_h, narrow),
-        "colour": lambda: corrector.correct(flat, flat),
+        "colour": lambda: corrector.correct(flat, flat, at_once),
         "to the host": flat.cpu,
-        "a frame's end": lambda: up._decode([group], z_h, corrector, None),
+        "a frame's end": lambda: up._decode(groups, z_h, corrector, None),
     }
     done = {name: milliseconds(work, device, rounds) for name, work in parts.items()}
-    return {name: ms / len(clip) if name == "transformer" else ms for name, ms in done.items()}
+    return {name: ms / (len(clip) if name == "transformer" else at_once) for name, ms in done.items()}
 
 
 def whole(up: Upscaler, device: torch.device, rounds: int) -> dict[str, float]:
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="auto", help="a backend")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--at-once", type=int, help="frames drawn in one call; by default as in a job")
     parser.add_argument("--plain", action="store_true", help="neither folded nor as graphs")
     parser.add_argument("--peer", action="store_true", help="Real-ESRGAN x4plus's network, too")
     parser.add_argument("--json", type=Path)
@@ -100,7 +102,7 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     model, routing = random_tiny(device, dtype), tiny_routing(TINY)
     model.dit.attention = backends.backend_for(args.attention, device)
-    up = Upscaler(model, routing, UpscaleSettings())
+    up = Upscaler(model, routing, UpscaleSettings(at_once=args.at_once))
     if not args.plain:
         model.dit.fold(routing, up.fidelity)
         model.dit.graphs = Graphs() if device.type == "cuda" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from .color import ColorCorrector, ColorMethod
 from .frame_groups import FrameGroup
 from .model.decoders import DecoderState
-from .plan import Position
+from .plan import Position, Span
 from .progress import Poll
 
 WARM_UP = 4
@@ -21,8 +22,10 @@ Not measured: no trained Wan decoder was at hand (docs/full_size.md)."""
 
 Decode = Callable[[Sequence[FrameGroup], Tensor, ColorCorrector, "DecoderState | None"], Tensor]
 """Groups and their z_H ``(1, C, t, h, w)`` -> finished frames ``(n, out_h, out_w, 3)``, where the model is."""
-Restored = tuple[FrameGroup, Tensor, bool]
-"""A group, its z_H, and whether it is the first that the cross-fade gives out for its chunk."""
+Restored = tuple[Sequence[FrameGroup], Tensor]
+"""The groups that the cross-fade gives out for a chunk, and their z_H ``(1, C, t, h, w)``."""
+AtOnce = Callable[[FrameGroup], int]
+"""How many latent frames of groups like one are decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,37 +47,48 @@ def warm_up_frames(factor: int, remembers: bool, color: ColorMethod) -> int:
 
 def decoded_each(
     restored: Iterable[Restored], decode: Decode, color: ColorMethod, shot: int, at: int, start: Position,
-    poll: Poll | None,
+    poll: Poll | None, at_once: AtOnce,
 ) -> Iterator[Part]:  # fmt: skip
-    """Finished frames from ``start`` on of one shot by a decoder that takes every frame by itself.
+    """Finished frames from ``start`` on of one shot by a decoder that takes every latent frame by itself.
 
     Args:
         restored: the shot's groups from frame ``at`` on; ``shot`` is its first frame.
+        at_once: counted anew in each chunk, so that a stream may begin with any and decode the same together.
     """
-    corrector, memory = ColorCorrector(color), color.memory
-    for group, z_h, begins_chunk in restored:
-        if at + group.count > start.frame - memory:  # before, only the cross-fade warms up
-            if poll is not None:
-                poll()
-            frames = decode([group], z_h, corrector, None)
-            if at >= start.frame:
-                yield Part(frames, Position(at, shot), begins_chunk)
-        at += group.count
+    corrector = ColorCorrector(color)
+    for groups, z_h in restored:
+        for span in _calls(groups, at, start.frame, at_once(groups[0])):
+            some = groups[span.start : span.stop]
+            count = sum(group.count for group in some)
+            if at + count > start.frame - color.memory:  # before, only the cross-fade warms up
+                if poll is not None:
+                    poll()
+                frames = decode(some, z_h[:, :, span.start : span.stop], corrector, None)
+                if at >= start.frame:
+                    yield Part(frames, Position(at, shot), span.start == 0)
+            at += count
+
+
+def _calls(groups: Sequence[FrameGroup], at: int, start: int, most: int) -> Iterator[Span]:
+    """Pieces of up to ``most`` of the groups, the first of which begins with frame ``at``; cut at frame ``start``, too."""
+    before = sum(at + frames <= start for frames in accumulate(group.count for group in groups))
+    for a, b in ((0, before), (before, len(groups))):
+        yield from (Span(i, min(i + most, b)) for i in range(a, b, most))
 
 
 def decoded_in_order(
     restored: Iterable[Restored], decode: Decode, color: ColorMethod, shot: int, at: int, start: Position,
-    poll: Poll | None, new_state: Callable[[], DecoderState | None], every: int | None, latents: int,
+    poll: Poll | None, new_state: Callable[[], DecoderState | None], every: int | None, at_once: AtOnce,
 ) -> Iterator[Part]:  # fmt: skip
     """The same by a decoder with a memory. With the colours' memory it begins anew every ``every`` chunks (None: never),
     warmed up on the latent frames before; where a stream begins does not matter then.
 
     Args:
-        latents: latent frames that are decoded at a time; the shot's first is alone.
+        at_once: the shot's first latent frame is alone.
     """
     corrector, state = ColorCorrector(color), new_state()
     recent: deque[tuple[FrameGroup, Tensor]] = deque(maxlen=WARM_UP)
-    for run in _runs(restored, shot, at, start, every, latents):
+    for run in _runs(restored, shot, at, start, every, at_once):
         if run.anew and recent:
             corrector, state = ColorCorrector(color), new_state()
             for number, (group_before, z_before) in enumerate(recent):
@@ -101,11 +115,14 @@ class _Run:
 
 
 def _runs(
-    restored: Iterable[Restored], shot: int, at: int, start: Position, every: int | None, most: int
+    restored: Iterable[Restored], shot: int, at: int, start: Position, every: int | None, at_once: AtOnce
 ) -> Iterator[_Run]:
-    """Runs of ``most`` latent frames; shorter where the decoder begins anew after them, at the shot's first, at its end."""
+    """Runs of ``at_once`` latent frames; shorter where the decoder begins anew after them, at the shot's first, at its end."""
     chunks, run = 0, None
-    for group, z_h, begins_chunk in restored:
+    each = (
+        (*pair, i == 0) for groups, z in restored for i, pair in enumerate(zip(groups, z.split(1, dim=2), strict=True))
+    )
+    for group, z_h, begins_chunk in each:
         anew = False
         if at >= start.frame:
             chunks = 0 if at in (start.frame, shot) else chunks + begins_chunk
@@ -117,7 +134,7 @@ def _runs(
         run.groups.append(group)
         run.latents.append(z_h)
         at += group.count
-        if group.first or len(run.groups) == most:
+        if group.first or len(run.groups) == at_once(group):
             yield run
             run = None
     if run is not None:

@@ -95,8 +95,10 @@ def upsample_and_pad(frames: Tensor, geometry: Geometry) -> Tensor:
         raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, {geometry.in_h}, {geometry.in_w}, 3)")
     x = resize(frames, geometry.out_h, geometry.out_w)
     x = rearrange(x, "t h w c -> t c h w")
-    x = F.pad(x, (0, geometry.pad_w - geometry.out_w, 0, geometry.pad_h - geometry.out_h), mode="replicate")
-    return rearrange(x, "t c h w -> 1 c t h w") * 2 - 1
+    right, bottom = geometry.pad_w - geometry.out_w, geometry.pad_h - geometry.out_h
+    if right or bottom:
+        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+    return rearrange(x, "t c h w -> 1 c t h w").mul_(2).sub_(1)  # what resize gives is fresh
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:

@@ -29,7 +29,7 @@ PIXEL_BYTES = 72
 """For each output pixel of a frame group: six fp32 RGB images (upsampled, decoded, reference, colour correction)."""
 LATENTS = 3
 """Latents of a chunk beside the transformer: z_L as it waits and as it goes in, z_H."""
-COLOR_BYTES = {ColorMethod.NONE: 0, ColorMethod.ADAIN: 117, ColorMethod.WAVELET: 106, ColorMethod.LAB: 228}
+COLOR_BYTES = {ColorMethod.NONE: 0, ColorMethod.ADAIN: 98, ColorMethod.WAVELET: 76, ColorMethod.LAB: 209}
 """For each output pixel of a frame while its colours are corrected, counted (``tests/test_memory.py``)."""
 DECODED_BYTES = 30
 """The same while it is decoded: the input in fp32 and in the model's numbers, beside the features at half the resolution."""
@@ -41,7 +41,7 @@ coarser."""
 
 
 def working_memory(upscaler: Upscaler, frames: int, height: int, width: int, on: str | None = None) -> int:
-    """Bytes for a clip of that size: the transformer works on one tile of a chunk, the decoder on a whole frame group.
+    """Bytes for a clip of that size: the transformer works on one tile of a chunk, the decoder on whole frame groups.
 
     A stateful decoder's memory of earlier frames stays while the transformer works.
 
@@ -56,19 +56,20 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int, on:
     rows, columns = geometry.pad_h // config.pixel_multiple[0], geometry.pad_w // config.pixel_multiple[1]
     tile, _ = upscaler.tiling(rows, columns)
     grid = TokenGrid(times, min(rows, tile or rows), min(columns, tile or columns))
-    images = upscaler.latents * config.unshuffle[0] * pixels * PIXEL_BYTES
+    latents = min(times, upscaler.latents(geometry, on))
+    images = latents * config.unshuffle[0] * pixels * PIXEL_BYTES
     gathers = gathers_windows(upscaler.model)
     folded = upscaler.model.dit.folded is not None
     transformer = transformer_memory(config, grid, element, upscaler.routing, gathers, folded)
     if isinstance(config.decoder, PixelDecoderConfig):
-        width, group = config.decoder.hr_width, config.unshuffle[0] * pixels
+        width, group = config.decoder.hr_width, latents * config.unshuffle[0] * pixels
         if (on or upscaler.model.project.weight.device.type) not in COUNTED:
             tokens = grid.length * (2 * config.ffn_dim + TOKEN_WIDTHS * config.dim) * element
             return tokens + images + group * 2 * width * element
         decoded = DECODED_BYTES + 3 * width * element // 4
-        drawn = group * (WAITING_BYTES + max(decoded, COLOR_BYTES[upscaler.settings.color]))
-        latents = LATENTS * times * rows * columns * config.token_numbers * element
-        return latents + max(transformer, drawn)
+        drawn = group * max(decoded, COLOR_BYTES[upscaler.settings.color])
+        waiting = LATENTS * times * rows * columns * config.token_numbers * element + group * WAITING_BYTES
+        return waiting + max(transformer, drawn)
     decoder = upscaler.model.decoder
     if isinstance(decoder, MissingDecoder):
         return max(transformer, images)
@@ -76,10 +77,10 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int, on:
         state, work = tiny_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, 1, decoder.plan, element)
     else:
         assert isinstance(decoder, WanDecoder)
-        plan, latents = decoder.plan, upscaler.latents
+        plan = decoder.plan
         state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, latents, plan, element)
     # The groups' input, in fp32 and as the decoder gets it; the frames before, on their way to the host.
-    given = upscaler.latents * config.unshuffle[0] * pixels * (3 * (4 + element) + WAITING_BYTES)
+    given = latents * config.unshuffle[0] * pixels * (3 * (4 + element) + WAITING_BYTES)
     return state + max(transformer, work + given, images)
 
 

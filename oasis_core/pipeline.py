@@ -24,10 +24,10 @@ from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
 from .landing import kept, landed, sent
 from .model import OasisModel
-from .model.decoders import DecoderState
+from .model.decoders import DecoderState, PixelDecoder
 from .one_step import OneStep
 from .patchify import frame_count, latent_length
-from .plan import ChunkCursor, Position, plan_tiles, warm_up_start
+from .plan import ChunkCursor, Position, Span, plan_calls, plan_tiles, warm_up_start
 from .progress import Poll, Progress, Tally
 from .routing.auto import AutoRouting, ShotRoutings
 from .routing.spec import RoutingSpec
@@ -92,11 +92,13 @@ class Upscaler:
         stride = (self.chunk - self.chunk_overlap) * self.model.config.unshuffle[0]
         return None if self.settings.restart_frames is None else -(-self.settings.restart_frames // stride)
 
-    @property
-    def latents(self) -> int:
-        """Latent frames that are decoded at a time."""
-        plan = getattr(self.model.decoder, "plan", None)
-        return 1 if plan is None else plan.latents
+    def latents(self, geometry: Geometry, on: str | None = None) -> int:
+        """Latent frames that are upsampled and decoded at a time. ``on``: the kind of device; None: where the model is."""
+        if not isinstance(self.model.decoder, PixelDecoder):
+            plan = getattr(self.model.decoder, "plan", None)
+            return 1 if plan is None else plan.latents
+        pixels = self.model.config.unshuffle[0] * geometry.pad_h * geometry.pad_w
+        return min(self.chunk, self.settings.drawn_at_once(pixels, on or self.model.project.weight.device.type))
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Sizes of this job for frames of ``height`` x ``width``. Raises ValueError where they cannot be had."""
@@ -205,47 +207,54 @@ class Upscaler:
             restored = self._restored(groups, shot, poll, tally)
             at, color = max(shot, begin), self.settings.color
             if self.remembers:
-                state, every = self.model.decoder_state, self.restart_chunks
-                latents = self.latents
-                yield from decoded_in_order(restored, self._decode, color, shot, at, start, poll, state, every, latents)
+                state, every, many = self.model.decoder_state, self.restart_chunks, self._at_once
+                yield from decoded_in_order(restored, self._decode, color, shot, at, start, poll, state, every, many)
             else:
-                yield from decoded_each(restored, self._decode, color, shot, at, start, poll)
+                yield from decoded_each(restored, self._decode, color, shot, at, start, poll, self._at_once)
 
     def _restored(
         self, groups: Iterable[FrameGroup], shot: int, poll: Poll | None, tally: Tally | None
     ) -> Iterator[Restored]:
-        """Each group of one shot with its finished z_H ``(1, C, 1, h, w)``: chunks, one step each, cross-faded.
-
-        And whether it is the first that the cross-fade gives out for its chunk.
-        """
+        """The groups of one shot with their finished z_H: chunks, one step each, cross-faded."""
         cursor, fade = ChunkCursor(self.chunk, self.chunk_overlap), TemporalCrossFade(self.chunk_overlap)
         waiting: list[FrameGroup] = []  # read, not yet given out
-        latents: dict[int, Tensor] = {}  # z_L by position
-        seen = 0
+        latents: list[Tensor] = []  # z_L from position ``gone`` on
+        seen = gone = 0
         for group in groups:
             if not group.ended:
-                latents[seen] = self._encode(group)
                 waiting.append(group)
                 seen += 1
             chunks = cursor.known(seen, group.ended)
             for span in chunks:
-                z_l = torch.cat([latents[i] for i in range(span.start, span.stop)], dim=2)
+                encoded = gone + len(latents)
+                latents += self._encoded(waiting[encoded - seen :], Span(encoded, span.stop))
+                z_l = torch.cat(latents[span.start - gone :], dim=2)
                 last = group.ended and span is chunks[-1]
-                z_hs = fade.add(self._one_step(z_l, shot, poll, tally), span, last).split(1, dim=2)
-                for number, z_h in enumerate(z_hs):
-                    yield waiting.pop(0), z_h, number == 0
-            for position in [p for p in latents if p < cursor.keep_from]:
-                del latents[position]
+                z_h = fade.add(self._one_step(z_l, shot, poll, tally), span, last)
+                done, waiting = waiting[: z_h.shape[2]], waiting[z_h.shape[2] :]
+                yield done, z_h
+            if chunks:
+                latents, gone = latents[cursor.keep_from - gone :], cursor.keep_from
 
-    def _encode(self, group: FrameGroup) -> Tensor:
-        """z_L ``(1, C, 1, h, w)`` of one group."""
-        return self.model.encode(self._pixels(group).to(self.model.project.weight.dtype), group.first)
+    def _encoded(self, groups: Sequence[FrameGroup], span: Span) -> list[Tensor]:
+        """z_L ``(1, C, 1, h, w)`` of each of a shot's groups ``span``, with which ``groups`` begin."""
+        calls = plan_calls(span, self._at_once(groups[0]), self.chunk - self.chunk_overlap, self.chunk_overlap)
+        some = (groups[call.start - span.start : call.stop - span.start] for call in calls)
+        return [z_l for few in some for z_l in self._encode(few).split(1, dim=2)]
 
-    def _pixels(self, group: FrameGroup) -> Tensor:
-        """The group's frames on the target grid, fp32 ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
-        geometry = self.geometry(*group.frames.shape[1:3])
+    def _encode(self, groups: Sequence[FrameGroup]) -> Tensor:
+        """z_L ``(1, C, t, h, w)`` of groups that follow each other."""
+        return self.model.encode(self._pixels(groups).to(self.model.project.weight.dtype), groups[0].first)
+
+    def _pixels(self, groups: Sequence[FrameGroup]) -> Tensor:
+        """The groups' frames on the target grid, fp32 ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
+        frames = groups[0].frames if len(groups) == 1 else torch.cat([group.frames for group in groups])
         device = self.model.project.weight.device
-        return upsample_and_pad(sent(group.frames, device).float().clamp(0, 1), geometry)
+        return upsample_and_pad(sent(frames, device).float().clamp(0, 1), self.geometry(*frames.shape[1:3]))
+
+    def _at_once(self, group: FrameGroup) -> int:
+        """Groups of that size in one call."""
+        return self.latents(self.geometry(*group.frames.shape[1:3]))
 
     def _one_step(self, z_l: Tensor, shot: int, poll: Poll | None, tally: Tally | None) -> Tensor:
         """z_H of a chunk of the shot that begins with frame ``shot``; large frames in tiles."""
@@ -270,8 +279,9 @@ class Upscaler:
     def _decide_ahead(self, frames: Iterator[Tensor], before: int, shot: int, poll: Poll | None) -> Iterator[Tensor]:
         """Decide on the first chunk of a shot that begins ``before`` frames later; gives all frames on."""
         held = list(islice(frames, before + frame_count(self.chunk, self.model.config.unshuffle[0])))
-        groups = frame_groups(held[before:], self.model.config.unshuffle[0])
-        self._one_step(torch.cat([self._encode(g) for g in groups if not g.ended], dim=2), shot, poll, None)
+        groups = [g for g in frame_groups(held[before:], self.model.config.unshuffle[0]) if not g.ended]
+        z_l = torch.cat(self._encoded(groups, Span(0, len(groups))), dim=2)
+        self._one_step(z_l, shot, poll, None)
         return chain(held, frames)
 
     def tiling(self, height: int, width: int) -> tuple[int, int]:
@@ -283,11 +293,12 @@ class Upscaler:
     ) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of groups that follow each other, where the model is."""
         geometry = self.geometry(*groups[0].frames.shape[1:3])
-        pixels = torch.cat([self._pixels(group) for group in groups], dim=2)
+        pixels = self._pixels(groups)
         narrow = pixels.to(z_h.dtype)
         decoded = self.model.decode(z_h, narrow, first=groups[0].first, state=state)
-        # What the number format took from the input comes back: bf16 alone bands in 10 bits.
-        sr = decoded.float() + (pixels - narrow.float())
+        # What the number format took from the input comes back: bf16 alone bands in 10 bits. In fp32, as ``pixels``.
+        sr = (pixels - narrow).add_(decoded)
         count = sum(group.count for group in groups)  # only the last one may be filled up
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
-        return color.correct((sr + 1) / 2, (reference + 1) / 2)
+        at_once = len(groups) if state is None else 1  # beside a state, which is large, working memory is a frame's
+        return color.correct(sr.add_(1).div_(2), reference.add_(1).div_(2), at_once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 
@@ -76,6 +77,21 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> tuple[tuple[
         return ((Span(0, height), Span(0, width)),)
     rows, columns = plan_chunks(height, tile, overlap), plan_chunks(width, tile, overlap)
     return tuple((r, c) for r in rows for c in columns)
+
+
+def plan_calls(span: Span, most: int, stride: int, shared: int) -> tuple[Span, ...]:
+    """Pieces of ``span`` of up to ``most`` positions, cut where a chunk begins and where what it shares with the last one ends.
+
+    So they are the same in a stream that begins with any of the chunks, which follow each other by ``stride``.
+
+    Raises:
+        ValueError: most or stride below 1.
+    """
+    if most < 1 or stride < 1:
+        raise ValueError(f"at most {most} positions by {stride}; both must be at least 1")
+    cuts = [p for p in range(span.start + 1, span.stop) if p % stride in (0, shared % stride)]
+    borders = [span.start, *cuts, span.stop]
+    return tuple(Span(i, min(i + most, b)) for a, b in pairwise(borders) for i in range(a, b, most))
 
 
 class ChunkCursor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 Progress = Callable[[float, "int | None"], None]
 """Called with the frames done (a fraction of one counts what the transformer did ahead) and, where known, the frames in all."""
 Poll = Callable[[], None]
-"""Called before every block and every decoded frame; what it raises ends the work."""
+"""Called before every block and every call of the decoder; what it raises ends the work."""
 
 TRANSFORMER_SHARE = 0.7
 """Of a frame's work; the rest is decoding. Measured at 720p: 0.75 on a CPU, 0.6 on a GPU."""

@@ -21,6 +21,11 @@ see everything more here (six tiles of 80x80 tokens instead of one frame of 90x1
 LARGEST_WHOLE = 4096 * 2176
 """Output pixels up to which ``tile=None`` keeps it whole where its memory is known to be there (``jobs/fit.py``). At 3840x2160
 whole-frame heads take 3.2 times the work that they take in tiles, all else 0.6 times; it grows with the square of the pixels."""
+DRAWN_AT_ONCE = 8 * 1280 * 720
+"""Output pixels up to which ``at_once=None`` draws several latent frames in one call on a GPU: with single frames of 720p the
+host took 7 ms each to start what an H100 did in 2.5 (benchmarks/tiny_parts.py)."""
+MANY_AT_ONCE = ("cuda", "meta")
+"""Devices where that is so: others have no such cost, and caches that hold a frame's work better than several frames'."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class UpscaleSettings:
     """Start anew at each hard cut, so that no shot bleeds into the next; False: the whole clip is one shot."""
     restart_frames: int | None = None
     """Frames after which a decoder with a memory begins anew, so that a job can go on from there; None: with each shot."""
+    at_once: int | None = None
+    """Latent frames that are upsampled, decoded and corrected in one call by a decoder that has no memory, 1 or more: for speed
+    alone; None: on a GPU what ``DRAWN_AT_ONCE`` holds, elsewhere 1."""
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1:
@@ -63,6 +71,8 @@ class UpscaleSettings:
             raise ValueError(f"chunk overlap is {self.chunk_overlap} latent frames; it must be 0 or more")
         if self.restart_frames is not None and self.restart_frames < 1:
             raise ValueError(f"restart is {self.restart_frames} frames; it must be at least 1")
+        if self.at_once is not None and self.at_once < 1:
+            raise ValueError(f"latent frames in one call are {self.at_once}; they must be at least 1")
         if self.tile is not None and self.tile < 0:
             raise ValueError(f"tile is {self.tile}; it must be 0 (whole frame) or a positive number of pixels")
         if self.tile_overlap is not None and not 0 <= self.tile_overlap < (self.tile or AUTO_TILE):
@@ -73,6 +83,12 @@ class UpscaleSettings:
     def may_be_whole(self, height: int, width: int, cell: int) -> bool:
         """Whether a frame that ``tiling`` would cut up may be kept whole by who knows that its memory is there."""
         return self.tile is None and WHOLE_FRAME < height * width * cell**2 <= LARGEST_WHOLE
+
+    def drawn_at_once(self, pixels: int, device: str) -> int:
+        """Latent frames in one call where each has ``pixels`` output pixels; ``device``: the kind of device."""
+        if self.at_once is not None:
+            return self.at_once
+        return max(1, DRAWN_AT_ONCE // pixels) if device in MANY_AT_ONCE else 1
 
     def tiling(self, height: int, width: int, cell: int) -> tuple[int, int]:
         """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile.

@@ -24,6 +24,7 @@ GIB = 2**30
 
 CONFIG = OasisConfig("oasis-1.3b", context_length=512, decoder=WanDecoderConfig())
 ROUTING = RoutingSpec.by_ratio(30, 12, 1 / 3, 1 / 3)
+ROUTING_TINY = RoutingSpec.by_ratio(2, 8, 0.1, 0.2)
 
 
 def full_size(tiny: bool = False, chunk: int = 33) -> Upscaler:
@@ -86,7 +87,7 @@ def tiny(tile: int | None = None) -> Upscaler:
     config = OasisConfig("x", (1, 8, 8), 64, dim=256, depth=2, heads=8, ffn_dim=768, freq_dim=8)
     with torch.device("meta"):
         model = OasisModel(config).to(torch.bfloat16)
-    return Upscaler(model, RoutingSpec.by_ratio(2, 8, 0.1, 0.2), UpscaleSettings(tile=tile))
+    return Upscaler(model, ROUTING_TINY, UpscaleSettings(tile=tile))
 
 
 def cut(upscaler: Upscaler, height: int, width: int) -> int:
@@ -165,6 +166,33 @@ def test_what_has_no_memory_or_no_budget_stays_as_it_is() -> None:
     upscaler = full_size()
     assert fit(upscaler, 33, 272, 480, None) is upscaler
     assert device_budget(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "at_once"), [(4 * GIB, None), (GIB, None), (GIB // 2, 4), (GIB // 3, 2), (GIB // 50, 1)]
+)
+def test_where_memory_is_short_fewer_frames_are_drawn_at_once(limit: int, at_once: int | None) -> None:
+    """Before the chunk becomes shorter, which shows; 720p takes 8 frames at once."""
+    upscaler = tiny()
+    assert upscaler.latents(upscaler.geometry(180, 320)) == 8
+    fitted = fit(upscaler, 100, 180, 320, limit)
+    assert fitted.settings == replace(upscaler.settings, at_once=at_once)
+    need = working_memory(fitted, 100, 180, 320)
+    assert at_once == 1 or need <= RESERVE * limit
+    waiting = fit(
+        Upscaler(upscaler.model.to_empty(device="cpu"), ROUTING_TINY, UpscaleSettings()), 100, 180, 320, limit
+    )
+    assert waiting.settings == fitted.settings
+
+
+def test_a_job_goes_on_with_fewer_frames_at_once() -> None:
+    """Nothing in the manifest says how many: the frames do not hang on it."""
+    one = Fraction(1)
+    info = VideoInfo(320, 180, 100, 25 * one, one / 25, 0, one, "yuv420p", 8, ColorTags(1, False), ())
+    record = SegmentRecord("segment_0", 0, 8, 0, 0, 0, 0, "", 0.0)
+    for manifest in (Manifest({}), Manifest({}, segments=(record,))):
+        begun, same = planned(tiny(), manifest, info, GIB // 2)
+        assert (begun.settings, same) == (replace(tiny().settings, at_once=4), manifest)
 
 
 def test_in_words() -> None:

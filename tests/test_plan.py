@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from oasis_core.plan import ChunkCursor, Span, plan_chunks, plan_tiles
+from oasis_core.plan import ChunkCursor, Span, plan_calls, plan_chunks, plan_tiles
 
 CASES = [(length, size, overlap) for size in range(1, 9) for overlap in range(size) for length in range(1, 31)]
 
@@ -106,3 +106,23 @@ def test_impossible_tiles_are_refused(tile: int, overlap: int) -> None:
 def test_impossible_cursors_are_refused(size: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         ChunkCursor(size, overlap)
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(1, 0), (7, 2), (6, 3), (16, 2), (5, 4)])
+@pytest.mark.parametrize("most", [1, 3, 8, 100])
+def test_calls_cover_each_position_once_and_are_the_same_from_any_chunk_on(size: int, overlap: int, most: int) -> None:
+    stride, length = size - overlap, 60
+    calls = plan_calls(Span(0, length), most, stride, overlap)
+    assert [p for c in calls for p in range(c.start, c.stop)] == list(range(length))
+    assert max(c.size for c in calls) <= most
+    for begin in range(0, length - size, stride):
+        again: list[Span] = []
+        borders = [0, *range(size, length - begin, stride), length - begin]  # as chunks become known
+        for a, b in pairwise(borders):
+            again += plan_calls(Span(a, b), most, stride, overlap)
+        assert [Span(c.start + begin, c.stop + begin) for c in again] == [c for c in calls if c.start >= begin]
+
+
+def test_calls_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 0 positions by 5; both must be at least 1"):
+        plan_calls(Span(0, 3), 0, 5, 0)

@@ -90,7 +90,7 @@ def what_is_asked(
 ) -> Asked:
     """Everything that the output depends on, so that a job goes on only with the same; ``model``: its ``hash_model``."""
     settings = asdict(upscaler.settings)
-    del settings["restart_frames"]  # the segments' length says it
+    del settings["restart_frames"], settings["at_once"]  # the segments' length says it; for speed alone
     parts = {"input": hash_input(reader.path), "setting": settings, "output": asdict(writer)}
     asked: Asked = {f"{part}.{name}": _plain(value) for part, values in parts.items() for name, value in values.items()}
     asked["setting.segment_frames"] = segment_frames

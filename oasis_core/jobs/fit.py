@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from ..memory import working_memory
-from ..model.decoders import DecodePlan, TaehvDecoder, WanDecoder
+from ..model.decoders import DecodePlan, PixelDecoder, TaehvDecoder, WanDecoder
 from ..pipeline import Upscaler
 from ..video_io import VideoInfo
 from .manifest import Manifest
@@ -62,6 +62,8 @@ def fit(
 ) -> Upscaler:
     """The best plan whose predicted need stays under ``budget`` bytes beside the weights; as it is without a budget.
 
+    A decoder without a memory takes fewer frames at once before anything else changes.
+
     Where the tile is left to us: whole frames up to ``LARGEST_WHOLE``, with shorter chunks if need be. Else, of full-size
     models: chunk and decoder plan, the smallest there is where nothing fits. The decoder's plan is put into the decoder.
 
@@ -72,6 +74,7 @@ def fit(
     if budget is None:
         return upscaler
     size = frames, height, width
+    upscaler = _fewer_at_once(upscaler, size, budget)
     geometry, cell = upscaler.geometry(height, width), upscaler.model.config.pixel_multiple
     if whole and upscaler.settings.may_be_whole(geometry.pad_h // cell[0], geometry.pad_w // cell[1], cell[0]):
         tried, need = _search(with_plan(upscaler, None, 0), size, budget, LEAST_WHOLE)
@@ -86,6 +89,18 @@ def fit(
             need / 2**30, budget / 2**30,
         )  # fmt: skip
     return tried
+
+
+def _fewer_at_once(upscaler: Upscaler, size: tuple[int | None, int, int], budget: int) -> Upscaler:
+    """With half the latent frames at once, again and again, while a decoder without a memory needs too much."""
+    frames, height, width = size
+    while isinstance(upscaler.model.decoder, PixelDecoder):
+        at_once = upscaler.latents(upscaler.geometry(height, width), "cuda")
+        need = working_memory(upscaler, frames or upscaler.settings.chunk_frames, height, width, "cuda")
+        if at_once == 1 or need <= RESERVE * budget:
+            break
+        upscaler = with_plan(upscaler, None, None, at_once // 2)
+    return upscaler
 
 
 def _search(upscaler: Upscaler, size: tuple[int | None, int, int], budget: int, least: int) -> tuple[Upscaler, int]:
@@ -129,6 +144,7 @@ def planned(upscaler: Upscaler, manifest: Manifest, info: VideoInfo, budget: int
     if budget is None:
         return upscaler, manifest
     fitted = fit(upscaler, info.frames, info.height, info.width, budget, whole=not begun)
+    upscaler = with_plan(upscaler, None, None, fitted.settings.at_once)  # no frame hangs on it
     if fitted.settings != upscaler.settings and not manifest.finished:
         log.info("%s: what %.1f GiB beside the weights allow", told_chunk(fitted.settings), budget / 2**30)
         upscaler = fitted

@@ -48,7 +48,7 @@ def recall(upscaler: Upscaler, height: int, width: int) -> Upscaler | None:
     free, now = found["free"], free_memory_mib(upscaler)
     if free is not None and now is not None and now > free * MORE_FREE:
         return None
-    return with_plan(upscaler, found["chunk_frames"], found["tile"])
+    return with_plan(upscaler, found["chunk_frames"], found["tile"], at_once=1)
 
 
 def remember(asked: Upscaler, worked: Upscaler, height: int, width: int, free: int | None) -> None:

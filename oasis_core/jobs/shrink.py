@@ -28,31 +28,35 @@ def free_memory() -> None:
         torch.mps.empty_cache()
 
 
-def with_plan(upscaler: Upscaler, chunk_frames: int | None, tile: int | None) -> Upscaler:
-    """The same with another chunk or tile (None: as it is); overlaps that no longer fit are cut down."""
+def with_plan(upscaler: Upscaler, chunk_frames: int | None, tile: int | None, at_once: int | None = None) -> Upscaler:
+    """The same with another chunk or tile, or other latent frames at once (None: as it is).
+
+    Overlaps that no longer fit are cut down.
+    """
     s = upscaler.settings
+    at_once = s.at_once if at_once is None else at_once
     chunk_frames, tile = s.chunk_frames if chunk_frames is None else chunk_frames, s.tile if tile is None else tile
     overlap, tile_overlap = s.chunk_overlap, s.tile_overlap
     if overlap is not None:
         overlap = min(overlap, latent_length(chunk_frames, upscaler.model.config.unshuffle[0]) - 1)
     if tile_overlap is not None and tile:
         tile_overlap = min(tile_overlap, tile // 2)
-    settings = replace(s, chunk_frames=chunk_frames, chunk_overlap=overlap, tile=tile, tile_overlap=tile_overlap)
-    return Upscaler(upscaler.model, upscaler.routing, settings)
+    plan = replace(s, chunk_frames=chunk_frames, chunk_overlap=overlap, tile=tile, tile_overlap=tile_overlap)
+    return Upscaler(upscaler.model, upscaler.routing, replace(plan, at_once=at_once))
 
 
 def smaller(upscaler: Upscaler, height: int, width: int) -> Upscaler | None:
-    """With half the chunk; of single frames with half the tile. None where nothing smaller is left.
+    """With half the chunk; of single frames with half the tile. Both draw one at a time. None where nothing smaller is left.
 
     ``height`` and ``width`` are the input's.
     """
     if upscaler.settings.chunk_frames > 1:
-        return with_plan(upscaler, upscaler.settings.chunk_frames // 2, None)
+        return with_plan(upscaler, upscaler.settings.chunk_frames // 2, None, at_once=1)
     geometry, cell = upscaler.geometry(height, width), upscaler.model.config.pixel_multiple
     tokens, _ = upscaler.tiling(geometry.pad_h // cell[0], geometry.pad_w // cell[1])
     longest = max(geometry.pad_h, geometry.pad_w)
     side = min(tokens * cell[0] or longest, longest)
-    return with_plan(upscaler, None, max(LEAST_TILE, side // 2)) if side > LEAST_TILE else None
+    return with_plan(upscaler, None, max(LEAST_TILE, side // 2), at_once=1) if side > LEAST_TILE else None
 
 
 def shrunk(upscaler: Upscaler, height: int, width: int) -> Upscaler:
