@@ -96,7 +96,9 @@ def test_other_sizes_are_refused_in_one_line(size: tuple[int, int], target: dict
 def test_crop_undoes_the_padding(size: tuple[int, int], scale: float, multiple: tuple[int, int]) -> None:
     geometry = plan_geometry(*size, scale=scale, multiple=multiple)
     frames = torch.rand(2, *size, 3)
+    given = frames.clone()
     pixels = upsample_and_pad(frames, geometry)
+    assert torch.equal(frames, given)
     assert pixels.shape == (1, 3, 2, geometry.pad_h, geometry.pad_w)
     assert pixels.dtype == torch.float32
     assert pixels.abs().max() <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +17,12 @@ from oasis_core.attention import TokenGrid, routed_attention
 from oasis_core.attention.backends import BACKENDS, backend_for
 from oasis_core.attention.reference import reference_attention
 from oasis_core.checkpoints import embedded_path, load_checkpoint
+from oasis_core.color import ColorMethod
 from oasis_core.landing import sent
 from oasis_core.memory import working_memory
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.plan import Position
 from oasis_core.ready import ready
 from oasis_core.routing import Extent, HeadPattern, RoutingSpec, kernel_lse
 from oasis_core.routing.auto import AutoRouting, Deciding
@@ -208,3 +211,22 @@ def test_what_ships_needs_no_more_than_is_predicted(size: tuple[int, int]) -> No
     peak, predicted = torch.cuda.max_memory_allocated() - before, working_memory(upscaler, 20, *size)
     print(f"{size}: {peak / 2**30:.3f} GiB, predicted {predicted / 2**30:.3f}, {peak / predicted:.3f}")
     assert peak < 1.1 * predicted
+
+
+@pytest.mark.parametrize("color", ColorMethod)
+def test_several_frames_at_once_give_what_one_gives(color: ColorMethod) -> None:
+    """In fp32; and in bf16 a stream that begins at any chunk is the same, bit for bit."""
+    frames = torch.rand(1, 24, 32, 3) * torch.linspace(0.5, 1, 40)[:, None, None, None]
+    checkpoint = load_checkpoint(embedded_path(), CUDA, torch.float32)
+    settings = UpscaleSettings(scene_cuts=False, color=color)
+    several, one = (Upscaler(checkpoint.model, checkpoint.routing, replace(settings, at_once=n)) for n in (None, 1))
+    assert several.latents(several.geometry(24, 32)) == 16
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert (several.upscale(frames) - one.upscale(frames)).abs().max() < 1e-4
+    checkpoint = load_checkpoint(embedded_path(), CUDA, torch.bfloat16)
+    narrow = ready(checkpoint, checkpoint.routing, settings, "auto", False)
+    parts = list(narrow.parts(iter(frames), Position()))
+    whole = torch.cat([p.frames for p in parts])
+    for place in (p.position for p in parts if p.restartable):
+        again = torch.cat([p.frames for p in narrow.parts(iter(frames[narrow.first_needed(place) :]), place)])
+        assert torch.equal(again, whole[place.frame :])
