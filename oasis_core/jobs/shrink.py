@@ -41,8 +41,10 @@ def with_plan(upscaler: Upscaler, chunk_frames: int | None, tile: int | None, at
         overlap = min(overlap, latent_length(chunk_frames, upscaler.model.config.unshuffle[0]) - 1)
     if tile_overlap is not None and tile:
         tile_overlap = min(tile_overlap, tile // 2)
-    plan = replace(s, chunk_frames=chunk_frames, chunk_overlap=overlap, tile=tile, tile_overlap=tile_overlap)
-    return Upscaler(upscaler.model, upscaler.routing, replace(plan, at_once=at_once))
+    settings = replace(
+        s, chunk_frames=chunk_frames, chunk_overlap=overlap, tile=tile, tile_overlap=tile_overlap, at_once=at_once
+    )
+    return Upscaler(upscaler.model, upscaler.routing, settings)
 
 
 def smaller(upscaler: Upscaler, height: int, width: int) -> Upscaler | None:
