@@ -40,7 +40,7 @@ def on_ray(
 ) -> list[Result]:  # fmt: skip
     """The command's options, with workers that may misbehave."""
     settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
-    loaded = WorkerSettings(str(model), None, settings, "cpu", "auto", "auto", False)
+    loaded = WorkerSettings(str(model), None, settings, "cpu", "fp32", "auto", False)
     requests = [FilmRequest(Source(c), out if len(clips) == 1 else out / c.name) for c in clips]
     return upscale_on_ray(
         requests, loaded, WriterSettings(codec), JobSettings(resume, 6), RaySettings(address, 2, streamed),
