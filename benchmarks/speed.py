@@ -27,7 +27,6 @@ import torch
 from clock import milliseconds
 from flops import ceilings, decoder_flops_per_pixel, transformer_flops
 from full_size import DECODE, WHOLE, Device, build, run_case
-from peer_nets import RRDBNet
 from random_models import FULL, TINY, random_tiny, routings
 from tiny_parts import stages
 
@@ -35,6 +34,7 @@ from oasis_core.attention.backends import backend_for
 from oasis_core.model.graphs import Graphs
 from oasis_core.patchify import latent_length
 from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.training.rrdb import RRDBNet
 
 Case = tuple[int, int, int]
 CASES: tuple[Case, ...] = (

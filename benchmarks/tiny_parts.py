@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from clock import milliseconds
-from peer_nets import RRDBNet
 from random_models import TINY, random_tiny, tiny_routing
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -27,6 +26,7 @@ from oasis_core.frame_groups import FrameGroup
 from oasis_core.model.graphs import Graphs
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing import RoutingSpec
+from oasis_core.training.rrdb import RRDBNet
 
 HEIGHT, WIDTH = 180, 320
 

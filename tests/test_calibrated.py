@@ -72,6 +72,8 @@ def test_the_command_writes_a_routing_that_upscale_takes(
         "4",
         "--device",
         "cpu",
+        "--dtype",
+        "fp32",
     ]
     assert main([*command, "--budget", "0.5", "--patterns", "window,intra-frame,3xallxall", "--queries", "9"]) == 0
     line = capsys.readouterr().out

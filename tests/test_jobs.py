@@ -104,7 +104,7 @@ def options(model: Path, segment: int = 6, codec: str = "h264") -> list[str]:
 
 
 def run(clip: Path, out: Path, model: Path, *more: str, segment: int = 6, codec: str = "h264") -> int:
-    return main(["upscale", str(clip), str(out), *options(model, segment, codec), *more])
+    return main(["upscale", str(clip), str(out), *options(model, segment, codec), "--dtype", "fp32", *more])
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException) -> None:

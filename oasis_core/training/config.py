@@ -35,6 +35,8 @@ class LossWeights:
     """L1 of frame differences: steadiness."""
     perceptual: float = 0.0
     """ST-LPIPS (VGG) on random frames and offsets."""
+    teacher: float = 0.0
+    """Charbonnier distance to what Real-ESRGAN x4plus makes of the low-quality frames (``teacher.py``), on random frames."""
     adversarial: float = 0.0
     """Logistic loss against the discriminator (which trains only where this is above 0)."""
     feature: float = 0.0
@@ -46,6 +48,7 @@ class LossWeights:
         return replace(
             self,
             perceptual=self.perceptual * felt,
+            teacher=self.teacher * felt,
             adversarial=self.adversarial * felt * ramp,
             feature=self.feature * felt * ramp,
         )

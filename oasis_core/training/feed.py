@@ -22,6 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..heap import keep_freed
 from .codec import draw_codec, round_trip
 from .config import POOL, TrainConfig
 from .data import ClipStore
@@ -201,6 +202,7 @@ def _to_device(made: tuple[Tensor, Tensor], device: torch.device) -> Batch:
 def _work(config: TrainConfig, library: Library, device: str, rank: int, indices: list[int], made: Any) -> None:
     """A worker's life: make its batches, put them in the queue; tell of a failure instead of dying silently."""
     torch.set_num_threads(1)
+    keep_freed()
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     try:

@@ -27,11 +27,14 @@ from .feed import Batch
 from .parallel import Group
 from .residual_coder import ResidualCoder
 from .state import TrainState, set_learning_rate
+from .teacher import Teacher, load_teacher
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 50
 """Steps between log lines; each reads its values off the device, so not every step."""
+TAUGHT_FRAMES = 2
+"""Frames of each clip that the teacher is asked for in a step: it costs more than all else."""
 FIDELITIES = 8
 """Fidelities above 0 that training draws: 1/8, 2/8 ... 1."""
 
@@ -54,6 +57,7 @@ class Trainer:
         if fuse:
             fuse_model(state.model)
         self.perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.teacher: Teacher | None = None
         self.judge, self.pixel_terms = self.compiled(judge), self.compiled(pixel_terms)
 
     def enter(self, stage: StageConfig, batch: Batch) -> None:
@@ -62,6 +66,9 @@ class Trainer:
         log.info("stage %s: %s", stage.name, stage)
         if stage.loss.perceptual and self.perceptual is None:
             self.perceptual = self.compiled(STLPIPS().to(self.device).requires_grad_(False))
+        if stage.loss.teacher and self.teacher is None:
+            network = load_teacher().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.teacher = Teacher(self.compiled(network))
         state = self.state
         everywhere = RoutingSpec.uniform(
             state.routing.depth, state.routing.heads, HeadPattern.GLOBAL, state.routing.window
@@ -89,7 +96,7 @@ class Trainer:
             timestep = state.model.dit.timestep(fidelity ** (1 / self.config.model.fidelity_curve), self.device)
             told = batch.hr * 2 - 1 if stage.train == "decoder" else timestep
             sr = (self.restore(upsample(batch.lr, batch.hr.shape[-1]), told).float() + 1) / 2
-            terms = self.terms(sr, batch.hr, weights)
+            terms = self.terms(sr, batch, weights)
             judged, adversary = self.adversarial_terms(sr, batch.hr) if weights.adversarial else ({}, None)
         gradient = _gradient(terms, weights, sr)
         if judged:
@@ -119,14 +126,19 @@ class Trainer:
         if state.step % LOG_EVERY == 0:
             self.meter.write(state.step, stage.name, lr, self.group.leads)
 
-    def terms(self, sr: Tensor, hr: Tensor, weights: LossWeights) -> dict[str, Tensor]:
+    def terms(self, sr: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
         """The loss terms in use, unweighted, the adversarial ones aside."""
+        hr = batch.hr
         pixel, low, motion = self.pixel_terms(sr, hr)
         terms = {"pixel": pixel, "low": low, "motion": motion}
         if weights.frequency:
             terms["frequency"] = losses.frequency(sr, hr)
         if weights.perceptual and self.perceptual is not None:
             terms["perceptual"] = self.perceptual(*losses.one_frame(sr, hr, self.generator))
+        if weights.teacher and self.teacher is not None:
+            drawn = torch.randint(sr.shape[2], (TAUGHT_FRAMES,), generator=self.generator).tolist()
+            taught = self.teacher(batch.lr[:, :, drawn], sr.shape[-1])
+            terms["teacher"] = losses.charbonnier(sr[:, :, drawn], taught)
         return {name: value for name, value in terms.items() if name == "pixel" or getattr(weights, name)}
 
     def adversarial_terms(self, sr: Tensor, hr: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -121,6 +121,8 @@ def test_transformer(  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("t", [1, 4])
 @torch.inference_mode()
 def test_tiny_decoder(comfyui, tmp_path: Path, t: int, normalised: bool) -> None:  # type: ignore[no-untyped-def]
+    if not (Path(comfyui.folder) / "comfy" / "taesd" / "taehv.py").is_file():
+        pytest.skip("this ComfyUI has no TAEHV to compare with (0.3.64 has none, 0.33 has)")
     config = TaehvConfig() if normalised else TaehvConfig(latent_mean=LATENT_MEAN, latent_std=LATENT_STD)
     decoder = TaehvDecoder(config)
     fill(decoder, wan.random_state(shapes_of(decoder)))

@@ -40,7 +40,7 @@ def on_ray(
 ) -> list[Result]:  # fmt: skip
     """The command's options, with workers that may misbehave."""
     settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
-    loaded = WorkerSettings(str(model), None, settings, "cpu", "auto", "auto", False)
+    loaded = WorkerSettings(str(model), None, settings, "cpu", "fp32", "auto", False)
     requests = [FilmRequest(Source(c), out if len(clips) == 1 else out / c.name) for c in clips]
     return upscale_on_ray(
         requests, loaded, WriterSettings(codec), JobSettings(resume, 6), RaySettings(address, 2, streamed),
@@ -226,8 +226,8 @@ def test_a_slow_worker_delays_nothing(address: str, tmp_path: Path, clip: Path, 
             self._slow = marked(mark)
 
         def _make(self, order: Order) -> Outcome:
-            for _ in range(600 if self._slow else 60):  # 6 s for a segment, or 60 s
-                time.sleep(0.1 if self._slow else 0.005)
+            for _ in range(600 if self._slow else 60):  # 1.8 s for a segment (states come every second), or 60 s
+                time.sleep(0.1 if self._slow else 0.03)
                 self._poll()
             return super()._make(order)
 

@@ -25,7 +25,7 @@ needs_ray = pytest.mark.skipif(cluster.why_not() is not None, reason=f"RAY NOT T
 
 def request(clip: Path, out: Path, model: Path, resume: bool = False, address: str | None = None) -> RayRequest:
     settings = UpscaleSettings(scale=2.0, chunk_frames=5, chunk_overlap=1)
-    worker = WorkerSettings(str(model), None, settings, "cpu", "auto", "auto", False)
+    worker = WorkerSettings(str(model), None, settings, "cpu", "fp32", "auto", False)
     notes = {"workflow": '{"a": "\u653e\u5927\\n"}'}
     return RayRequest(
         clip, out, None, notes, worker, WriterSettings("ffv1"), JobSettings(resume, 6), RaySettings(address, 2)

@@ -56,7 +56,7 @@ def test_the_loss_falls_and_the_decoder_stays(
     monkeypatch.setattr(trainer, "LOG_EVERY", 10)
     states: list[TrainState] = []
     write = loop.write_weights
-    monkeypatch.setattr(loop, "write_weights", lambda c, s: (states.append(s), write(c, s)))
+    monkeypatch.setattr(loop, "write_weights", lambda c, s, path: (states.append(s), write(c, s, path)))
     path = loop.train(config(data, tmp_path, vae, lora_rank=lora), CPU)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["pixel"] < 0.95 * lines[0]["pixel"]

@@ -59,7 +59,7 @@ def test_only_adapters_and_new_parts_are_trained(data: Path, tmp_path: Path, mon
     run = config(data, tmp_path / "b", start_from=str(start), stages=(STAGE,), lora_rank=2, ema=0.0)
     states: list[TrainState] = []
     write = loop.write_weights
-    monkeypatch.setattr(loop, "write_weights", lambda c, s: (states.append(s), write(c, s)))
+    monkeypatch.setattr(loop, "write_weights", lambda c, s, path: (states.append(s), write(c, s, path)))
     end = load_checkpoint(loop.train(run, CPU)).model.state_dict()
     begin, trained = load_checkpoint(start).model.state_dict(), states[0].model.state_dict()
     for name, value in begin.items():

@@ -1,4 +1,5 @@
-"""Real-ESRGAN x4plus's network as published, with random weights (its cost does not depend on them).
+"""Real-ESRGAN x4plus's network as published: a teacher (``teacher.py``), and what benchmarks compare with (random weights: its
+cost does not depend on them).
 
 23 blocks, 64 and 32 channels: https://github.com/xinntao/Real-ESRGAN/blob/a4abfb2/inference_realesrgan.py#L63
 """
