@@ -98,13 +98,26 @@ def content(path: Path) -> tuple[list[bytes], list[Fraction], list[tuple[Fractio
 # Twice enlarged to 128x128: of 64x64 x264's macroblock-tree code in assembler makes other packets from run to run.
 def options(model: Path, segment: int = 6, codec: str = "h264") -> list[str]:
     return [
-        *("--model", str(model), "--device", "cpu", "--scale", "2", "--chunk", "5", "--overlap", "1"),
+        *(
+            "--model",
+            str(model),
+            "--device",
+            "cpu",
+            "--dtype",
+            "fp32",
+            "--scale",
+            "2",
+            "--chunk",
+            "5",
+            "--overlap",
+            "1",
+        ),
         *("--segment", str(segment), "--codec", codec),
     ]
 
 
 def run(clip: Path, out: Path, model: Path, *more: str, segment: int = 6, codec: str = "h264") -> int:
-    return main(["upscale", str(clip), str(out), *options(model, segment, codec), "--dtype", "fp32", *more])
+    return main(["upscale", str(clip), str(out), *options(model, segment, codec), *more])
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException) -> None:
