@@ -56,11 +56,7 @@ class Upscaler:
             raise ValueError(
                 f"model patch is {model.config.patch}; streaming needs one latent frame per token (1, p, p)"
             )
-        cell = model.config.pixel_multiple[0]
-        if settings.tile is not None and 0 < settings.tile < cell:
-            raise ValueError(
-                f"tile is {settings.tile}; it must be 0 (whole frame) or at least {cell}, this model's token"
-            )
+        settings.check_tiles(model.config.pixel_multiple[0])
         self.model, self.settings = model, settings
         self.routing = ShotRoutings(routing) if isinstance(routing, AutoRouting) else routing
         controlled = model.config.faithful_timestep is not None

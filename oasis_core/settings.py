@@ -52,8 +52,8 @@ class UpscaleSettings:
     """Latent frames that neighbouring chunks share and cross-fade, fewer than a chunk holds; None: 2, or what a small
     chunk allows."""
     tile: int | None = None
-    """Tile side in output pixels; 0: whole frame; None: whole up to 2560x1440, and up to 4096x2176 on devices with room for it,
-    else tiles of 1280."""
+    """Tile side in output pixels, whole tokens of the model; 0: whole frame; None: whole up to 2560x1440, and up to 4096x2176 on
+    devices with room for it, else tiles of 1280."""
     tile_overlap: int | None = None
     """Output pixels that neighbouring tiles share and cross-fade, fewer than a tile has; None: 128, or half a small tile."""
     scene_cuts: bool = True
@@ -80,6 +80,17 @@ class UpscaleSettings:
                 f"tile overlap is {self.tile_overlap}; it must be from 0 to below the tile ({self.tile or AUTO_TILE})"
             )
 
+    def check_tiles(self, cell: int) -> None:
+        """Raises ValueError for tiles that are not whole tokens of ``cell`` output pixels: they would become others."""
+        for name, pixels in (("tile", self.tile), ("tile overlap", self.tile_overlap)):
+            if pixels is not None and pixels % cell:
+                near = sorted({max(cell, pixels // cell * cell), (pixels // cell + 1) * cell})
+                whole = " (whole frame)" if name == "tile" else ""
+                raise ValueError(
+                    f"{name} is {pixels}; it must be 0{whole} or a multiple of {cell}, this model's token, "
+                    f"such as {' or '.join(map(str, near))}"
+                )
+
     def may_be_whole(self, height: int, width: int, cell: int) -> bool:
         """Whether a frame that ``tiling`` would cut up may be kept whole by who knows that its memory is there."""
         return self.tile is None and WHOLE_FRAME < height * width * cell**2 <= LARGEST_WHOLE
@@ -93,7 +104,7 @@ class UpscaleSettings:
     def tiling(self, height: int, width: int, cell: int) -> tuple[int, int]:
         """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile.
 
-        ``cell``: output pixels along a token's side.
+        ``cell``: output pixels along a token's side (``check_tiles`` saw to it that what was asked for is whole tokens).
         """
         if self.tile == 0 or (self.tile is None and height * width * cell**2 <= WHOLE_FRAME):
             return 0, 0

@@ -127,6 +127,7 @@ def test_bad_inputs(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[s
         ([clip, out, *good, "--scale", "2", "--size", "64x"], "not both"),
         ([clip, out, *good, "--tile", "-1"], "tile is -1"),
         ([clip, out, *good, "--tile", "7"], "tile is 7; it must be 0"),
+        ([clip, out, *good, "--tile", "100"], "multiple of 16, this model's token, such as 96 or 112"),
         ([clip, out, *good, "--chunk", "0"], "at least 1"),
         ([clip, out, *good, "--color", "sepia"], "sepia"),
         ([clip, out, *good, "--codec", "h266"], "h266"),

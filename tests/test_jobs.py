@@ -505,13 +505,26 @@ def test_where_nothing_fits_the_error_names_what_to_lower(
 def test_plans_shrink_to_the_end(model: Path) -> None:
     checkpoint = load_checkpoint(model)
     up: Upscaler | None = Upscaler(
-        checkpoint.model, checkpoint.routing, UpscaleSettings(chunk_frames=16, chunk_overlap=5, tile_overlap=200)
+        checkpoint.model, checkpoint.routing, UpscaleSettings(chunk_frames=16, chunk_overlap=5, tile_overlap=208)
     )
     seen = []
     while up is not None:
         seen.append((up.settings.chunk_frames, up.settings.tile))
         up = smaller(up, 540, 960)
     assert seen == [(16, None), (8, None), (4, None), (2, None), (1, None), (1, 640), (1, 320), (1, 160), (1, 128)]
+
+
+def test_tiles_shrink_in_whole_tokens(model: Path) -> None:
+    """Half of 656 pixels, 41 tokens of 16, is none."""
+    checkpoint = load_checkpoint(model)
+    up: Upscaler | None = Upscaler(
+        checkpoint.model, checkpoint.routing, UpscaleSettings(chunk_frames=1, tile=656, tile_overlap=240)
+    )
+    seen = []
+    while up is not None:
+        seen.append((up.settings.tile, up.settings.tile_overlap))
+        up = smaller(up, 540, 960)
+    assert seen == [(656, 240), (320, 160), (160, 80), (128, 64)]
 
 
 def test_other_errors_of_the_model_pass(

@@ -202,7 +202,7 @@ def test_chunks_of_window_heads_show_only_where_they_are_faded(factor: int) -> N
     assert 1e-4 < error[inside].max() < 0.3  # seen, but a fraction of the range
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(8, 0), (16, 8), (24, 8), (40, 16), (9, 4)])
+@pytest.mark.parametrize(("tile", "overlap"), [(8, 0), (16, 8), (24, 8), (40, 16), (40, 32)])
 @pytest.mark.parametrize("size", [(33, 50), (64, 16)])
 def test_tiles_do_not_show_where_a_token_depends_on_itself(tile: int, overlap: int, size: tuple[int, int]) -> None:
     model = random_model(depth=2)
@@ -364,6 +364,12 @@ def test_settings_outside_their_range_are_refused(change: dict[str, int], messag
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"tile": 100},
+            "tile is 100; it must be 0 (whole frame) or a multiple of 8, this model's token, such as 96 or 104",
+        ),
+        ({"tile": 7}, "or a multiple of 8, this model's token, such as 8"),
+        ({"tile": 64, "tile_overlap": 20}, "tile overlap is 20; it must be 0 or a multiple of 8, this model's token"),
         ({"scale": 0.5}, "scale is 0.5"),
         ({"scale": 9.0}, "scale is 9.0"),
         ({"scale": None}, "either a scale or a target size"),

@@ -54,7 +54,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--chunk", type=int, default=16, help="frames that the transformer sees at once (default 16)")
     parser.add_argument("--overlap", type=int, help="latent frames that chunks share and cross-fade (default 2)")
-    parser.add_argument("--tile", type=int, help="tile side in output pixels; 0: whole frame (default: by size)")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        help="tile side in output pixels, whole tokens of the model (16 pixels); 0: whole frame (default: by size)",
+    )
     parser.add_argument("--no-scene-cuts", action="store_true", help="treat the whole clip as one shot")
     parser.add_argument(
         "--codec", default="h264", help=f"{', '.join(CODECS)} (default h264; ffv1 and png are lossless)"

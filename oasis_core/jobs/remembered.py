@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 def recall(upscaler: Upscaler, height: int, width: int) -> Upscaler | None:
     """With the plan that worked for such a job (input ``height`` x ``width``) before; None where nothing is remembered."""
     found = _read().get(_key(upscaler, height, width))
-    if found is None:
+    if found is None or (found["tile"] or 0) % upscaler.model.config.pixel_multiple[0]:  # an older version's
         return None
     free, now = found["free"], free_memory_mib(upscaler)
     if free is not None and now is not None and now > free * MORE_FREE:

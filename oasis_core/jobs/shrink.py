@@ -33,14 +33,14 @@ def with_plan(upscaler: Upscaler, chunk_frames: int | None, tile: int | None, at
 
     Overlaps that no longer fit are cut down.
     """
-    s = upscaler.settings
+    s, cell = upscaler.settings, upscaler.model.config.pixel_multiple[0]
     at_once = s.at_once if at_once is None else at_once
     chunk_frames, tile = s.chunk_frames if chunk_frames is None else chunk_frames, s.tile if tile is None else tile
     overlap, tile_overlap = s.chunk_overlap, s.tile_overlap
     if overlap is not None:
         overlap = min(overlap, latent_length(chunk_frames, upscaler.model.config.unshuffle[0]) - 1)
     if tile_overlap is not None and tile:
-        tile_overlap = min(tile_overlap, tile // 2)
+        tile_overlap = min(tile_overlap, tile // 2 // cell * cell)
     settings = replace(
         s, chunk_frames=chunk_frames, chunk_overlap=overlap, tile=tile, tile_overlap=tile_overlap, at_once=at_once
     )
@@ -58,7 +58,8 @@ def smaller(upscaler: Upscaler, height: int, width: int) -> Upscaler | None:
     tokens, _ = upscaler.tiling(geometry.pad_h // cell[0], geometry.pad_w // cell[1])
     longest = max(geometry.pad_h, geometry.pad_w)
     side = min(tokens * cell[0] or longest, longest)
-    return with_plan(upscaler, None, max(LEAST_TILE, side // 2), at_once=1) if side > LEAST_TILE else None
+    least, half = (pixels // cell[0] * cell[0] for pixels in (LEAST_TILE + cell[0] - 1, side // 2))  # whole tokens
+    return with_plan(upscaler, None, max(least, half), at_once=1) if side > least else None
 
 
 def shrunk(upscaler: Upscaler, height: int, width: int) -> Upscaler:
