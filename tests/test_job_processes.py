@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_core.checkpoints import save_checkpoint
-from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.cli import main
 from oasis_core.jobs import remembered
 from oasis_core.jobs.folder import job_path
 from oasis_core.jobs.lock import JobLock
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
-from oasis_core.routing import RoutingSpec
+from oasis_core.model import OasisModel
 from oasis_core.video_io.decoding import Decoding
+
+from .tiny_job import save_random_model
 
 FRAMES = 60
 HOLDER = """
@@ -38,17 +37,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = OasisConfig(
-        name="random", unshuffle=(1, 8, 8), latent_channels=4, dim=24, depth=1, heads=2, ffn_dim=24, freq_dim=8,
-        decoder=PixelDecoderConfig(width=4, blocks=1, hr_width=4, hr_blocks=0),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    network = OasisModel(config)
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    save_checkpoint(path, network, Metadata(config, RoutingSpec.by_ratio(1, 2, 0.5, 0.5), "Apache-2.0"))
-    return path
+    return save_random_model(tmp_path_factory.mktemp("model") / "random.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -18,19 +18,20 @@ import pytest
 import torch
 
 from oasis_core.checkpoints import load_checkpoint, save_checkpoint
-from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.cli import main
 from oasis_core.jobs import folder, segment_files
 from oasis_core.jobs.folder import job_path
 from oasis_core.jobs.manifest import Manifest
 from oasis_core.jobs.segments import plan_segments
 from oasis_core.jobs.shrink import smaller
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.model import OasisModel
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.plan import Position
 from oasis_core.routing import RoutingSpec
 from oasis_core.video_io import VideoReader, WriterSettings
 from oasis_core.video_job import JobSettings, upscale_video
+
+from .tiny_job import options, save_random_model
 
 FRAMES = 40
 CUT = 23
@@ -38,17 +39,7 @@ CUT = 23
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = OasisConfig(
-        name="random", unshuffle=(1, 8, 8), latent_channels=4, dim=24, depth=1, heads=2, ffn_dim=24, freq_dim=8,
-        decoder=PixelDecoderConfig(width=4, blocks=1, hr_width=4, hr_blocks=0),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    network = OasisModel(config)
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    save_checkpoint(path, network, Metadata(config, RoutingSpec.by_ratio(1, 2, 0.5, 0.5), "Apache-2.0"))
-    return path
+    return save_random_model(tmp_path_factory.mktemp("model") / "random.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -93,27 +84,6 @@ def content(path: Path) -> tuple[list[bytes], list[Fraction], list[tuple[Fractio
             if p.size
         ]
     return [f for f, _ in frames], [t for _, t in frames], sound
-
-
-# Twice enlarged to 128x128: of 64x64 x264's macroblock-tree code in assembler makes other packets from run to run.
-def options(model: Path, segment: int = 6, codec: str = "h264") -> list[str]:
-    return [
-        *(
-            "--model",
-            str(model),
-            "--device",
-            "cpu",
-            "--dtype",
-            "fp32",
-            "--scale",
-            "2",
-            "--chunk",
-            "5",
-            "--overlap",
-            "1",
-        ),
-        *("--segment", str(segment), "--codec", codec),
-    ]
 
 
 def run(clip: Path, out: Path, model: Path, *more: str, segment: int = 6, codec: str = "h264") -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ..jobs.folder import MANIFEST, job_path
 from ..video_io import CODECS
+from .existing import is_done
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,3 @@ def _name(path: Path, codec: str) -> str:
     if not containers:
         return path.stem
     return path.stem + (path.suffix.lower() if path.suffix.lower() in containers else containers[0])
-
-
-def is_done(source: Path, target: Path) -> bool:
-    """Whether the output is there, another file than the input, not older than it, and not in the making."""
-    if (job_path(target) / MANIFEST).exists() or not target.exists() or not source.exists() or source.samefile(target):
-        return False
-    return target.stat().st_mtime >= source.stat().st_mtime

@@ -20,8 +20,9 @@ from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
 from . import on_ray
-from .batch import is_done, pairs
+from .batch import pairs
 from .device import choose_device, choose_format
+from .existing import check_replaced, is_done
 from .job import INCOMPLETE, Job, routing_text, tell
 
 
@@ -83,6 +84,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--plan", action="store_true", help="tell chunk, tile, segments, memory, disk and time; do nothing"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished job in OUTPUT.oasis")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists (default: refuse)")
     parser.add_argument(
         "--segment", type=int, default=120, help="frames after which finished work is kept for --resume (default 120)"
     )
@@ -125,8 +127,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"{each.source}\n{plan(each)}" if args.batch else plan(each))
         return 0
     if args.resume and not args.batch and is_done(args.input, args.output):
-        print(f"{args.output} is done already: leave out --resume to make it again")
+        print(f"{args.output} is done already: give --overwrite instead of --resume to make it again")
         return 0
+    check_replaced([(each.source, each.target) for each in jobs], args.overwrite, args.resume)
     if args.engine == on_ray.ENGINE and jobs:
         return on_ray.run(jobs, args.address, args.workers)
     return max((_run(each, args.batch) for each in jobs), default=0)

@@ -13,13 +13,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 
-from oasis_core.checkpoints import save_checkpoint
-from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.engines.cluster import LOOPBACK
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
-from oasis_core.routing import RoutingSpec
+
+from ..tiny_job import options as upscale_options
+from ..tiny_job import save_random_model
 
 FRAMES, CUT = 60, 23
 
@@ -52,17 +50,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = OasisConfig(
-        name="random", unshuffle=(1, 8, 8), latent_channels=4, dim=24, depth=1, heads=2, ffn_dim=24, freq_dim=8,
-        decoder=PixelDecoderConfig(width=4, blocks=1, hr_width=4, hr_blocks=0),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    network = OasisModel(config)
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    save_checkpoint(path, network, Metadata(config, RoutingSpec.by_ratio(1, 2, 0.5, 0.5), "Apache-2.0"))
-    return path
+    return save_random_model(tmp_path_factory.mktemp("model") / "random.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -94,26 +82,9 @@ def make_clip(path: Path, seed: int, frames: int = FRAMES) -> Path:
     return path
 
 
-# Twice enlarged to 128x128: of 64x64 x264's macroblock-tree code in assembler makes other packets from run to run.
 def options(model: Path, codec: str = "ffv1") -> list[str]:
-    """Of ``oasis upscale``."""
-    return [
-        *(
-            "--model",
-            str(model),
-            "--device",
-            "cpu",
-            "--dtype",
-            "fp32",
-            "--scale",
-            "2",
-            "--chunk",
-            "5",
-            "--overlap",
-            "1",
-        ),
-        *("--segment", "6", "--codec", codec),
-    ]
+    """``tiny_job.options``, by default of a codec that loses nothing."""
+    return upscale_options(model, codec=codec)
 
 
 def content(path: Path) -> tuple[list[tuple[bytes, object]], list[bytes]]:
