@@ -543,7 +543,7 @@ def test_a_plan_is_told_and_nothing_is_done(
     assert names == ["output", "chunk", "tile", "segments", "memory", "disk", "time"]
     assert "128x128, 40 frames" in told
     assert "5 frames, 1 latent frames shared" in told
-    assert "unknown until a first segment" in told
+    assert "frames per second (measured now" in told
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:
         stop_after(patch, 20, KeyboardInterrupt())

@@ -143,6 +143,7 @@ class Choice(Backend):
         self.name, self.device = "auto" if named is None else named.name, device
         self._named = named
         self._known: dict[Problem, Backend] = {}
+        self._told: set[tuple[Operation, str]] = set()
 
     def missing(self, device: torch.device) -> str | None:
         return None if self._named is None else self._named.missing(device)
@@ -159,7 +160,10 @@ class Choice(Backend):
                 raise ValueError(f"attention {self.name} cannot be used: {why}")
             own = self._named is not None and self._named.outside(problem) is None
             self._known[problem] = self._named if own and self._named is not None else fastest(problem)
-            log.info("%s attention runs on %s", problem.operation.value, self._known[problem].name)
+            told = problem.operation, self._known[problem].name
+            if told not in self._told:  # shapes differ: tiles, last chunks
+                self._told.add(told)
+                log.info("%s attention runs on %s", told[0].value, told[1])
         return self._known[problem]
 
     def run(self, problem: Problem, q: Tensor, k: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:

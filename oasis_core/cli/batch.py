@@ -35,7 +35,7 @@ def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Pa
     Args:
         source: a folder of videos, or a text file with one path a line (relative ones: to its folder; empty lines and
             lines that begin with # are left out).
-        target: a folder; made where it is missing.
+        target: a folder.
         resume: leave out inputs whose output is there, newer than they are, and not in the making.
 
     Raises:
@@ -52,7 +52,6 @@ def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Pa
         raise ValueError(f"two inputs would become {target / twice[0]}: rename one, or upscale it by itself")
     if target.is_file():
         raise NotADirectoryError(f"output is a file ({target}); with --batch it is a folder")
-    target.mkdir(parents=True, exist_ok=True)
     left = [pair for pair in found if not (resume and is_done(*pair))]
     if len(left) < len(found):
         log.info("%d of %d are done already", len(found) - len(left), len(found))

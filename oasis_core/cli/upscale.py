@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..attention.backends import NAMES as ATTENTION_NAMES
 from ..checkpoints import EMBEDDED, resolve
 from ..color import ColorMethod
-from ..jobs.estimate import Estimate, estimate
+from ..jobs.estimate import Estimate, Paces, estimate
 from ..pipeline import Upscaler, UpscaleSettings
 from ..ready import load_with_decoder, ready, routing_of
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
@@ -81,7 +81,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the model first: a minute, then faster")
     parser.add_argument("--fps", help="frames per second of an image sequence (default 24)")
     parser.add_argument(
-        "--plan", action="store_true", help="tell chunk, tile, segments, memory, disk and time; do nothing"
+        "--plan",
+        action="store_true",
+        help="tell chunk, tile, segments, memory, disk and time, which is measured; do nothing else",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished job in OUTPUT.oasis")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists (default: refuse)")
@@ -123,13 +125,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         jobs = [job]
     if args.plan:
+        paces: Paces = {}
         for each in jobs:
-            print(f"{each.source}\n{plan(each)}" if args.batch else plan(each))
+            print(f"{each.source}\n{plan(each, paces)}" if args.batch else plan(each, paces))
         return 0
     if args.resume and not args.batch and is_done(args.input, args.output):
         print(f"{args.output} is done already: give --overwrite instead of --resume to make it again")
         return 0
     check_replaced([(each.source, each.target) for each in jobs], args.overwrite, args.resume)
+    if args.batch:
+        args.output.mkdir(parents=True, exist_ok=True)
     if args.engine == on_ray.ENGINE and jobs:
         return on_ray.run(jobs, args.address, args.workers)
     return max((_run(each, args.batch) for each in jobs), default=0)
@@ -172,10 +177,10 @@ def upscale(job: Job) -> Done:
         return upscale_video(reader, job.target, upscaler, job.writer, advance, job=job.keep)
 
 
-def plan(job: Job) -> Estimate:
-    """What the job will need. Raises as ``upscale`` does; nothing is written."""
+def plan(job: Job, paces: Paces) -> Estimate:
+    """What the job will need. Raises as ``upscale`` does; nothing is written. ``paces``: as for ``estimate``."""
     reader, upscaler = _prepare(job)
-    return estimate(upscaler, reader.info, job.target, job.writer.codec, job.keep.segment_frames)
+    return estimate(upscaler, reader.info, job.target, job.writer.codec, job.keep.segment_frames, paces)
 
 
 def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:

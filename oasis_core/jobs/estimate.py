@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,20 @@ from ..video_io import VideoInfo
 from .fit import device_budget, fit
 from .fit import told as told_plan
 from .folder import job_path, read_manifest
+from .pace import Pace, is_too_slow, measure
 from .remembered import recall
 from .segments import plan_segments
-from .shrink import with_plan
+from .shrink import is_out_of_memory, with_plan
+
+log = logging.getLogger(__name__)
 
 BITS_PER_PIXEL = {"h264": 0.15, "h265": 0.1, "av1": 0.08, "prores": 4.0, "ffv1": 5.0, "png": 8.0}
 """Size of the output by codec at its default quality, measured on the bundled sample, four times enlarged and sharpened."""
 KIB = 1024
+
+
+Paces = dict[object, Pace]
+"""What was measured, by all that it hangs on: of several clips alike the first one's will do."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,13 @@ class Estimate:
         return "\n".join(f"{name + ':':10}{text}" for name, text in self.lines)
 
 
-def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segment_frames: int) -> Estimate:
-    """Chunk, tile, segments, memory, disk and time of a job; nothing is worked on or written.
+def estimate(
+    upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segment_frames: int, paces: Paces | None = None
+) -> Estimate:
+    """Chunk, tile, segments, memory, disk and time of a job; nothing of it is done or written.
 
-    Time is known where an unfinished job for the target has finished segments.
+    Time is what finished segments of an unfinished job for the target took, else what is measured now, in seconds.
+    ``paces`` keeps that for other clips of the same model and device.
 
     Raises:
         ValueError: sizes that cannot be had, or a damaged job folder.
@@ -74,7 +85,7 @@ def estimate(upscaler: Upscaler, info: VideoInfo, target: Path, codec: str, segm
         ("segments", f"{segments}, of {segment_frames} frames"),
         ("memory", f"about {_size(memory + weights)} on the device, {_size(weights)} of it weights"),
         ("disk", disk),
-        ("time", _time(target, info)),
+        ("time", _time(target, info) or _expected(upscaler, info, {} if paces is None else paces)),
     ))  # fmt: skip
 
 
@@ -87,15 +98,42 @@ def clip_facts(upscaler: Upscaler, frames: int | None, height: int, width: int) 
     return f"{many} {width}x{height} to {geometry.out_w}x{geometry.out_h}\nabout {_size(memory + weights)} of memory"
 
 
-def _time(target: Path, info: VideoInfo) -> str:
+def _time(target: Path, info: VideoInfo) -> str | None:
+    """By the segments that are finished; None where there are none."""
     manifest = read_manifest(job_path(target))
     if manifest is None or not manifest.segments or not info.frames:
-        return "unknown until a first segment is finished: then --plan tells it"
+        return None
     pace = sum(s.seconds for s in manifest.segments) / manifest.position.frame
     left = max(0, info.frames - manifest.position.frame)
-    minutes = pace * left / 60
-    rest = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
-    return f"about {rest} for the {left} frames left, at {1 / max(pace, 1e-9):.2f} frames per second so far"
+    return f"{_about(pace * left)} for the {left} frames left, at {1 / max(pace, 1e-9):.2f} frames per second so far"
+
+
+def _expected(upscaler: Upscaler, info: VideoInfo, paces: Paces) -> str:
+    """By a measurement."""
+    if is_too_slow(upscaler):
+        return "unknown until a first segment is finished: a full-size model on a CPU is too slow to be measured here"
+    key = upscaler.settings, info.height, info.width, min(info.frames or upscaler.chunk, upscaler.chunk)
+    try:
+        if key not in paces:
+            log.info("measuring the time: this takes some seconds")
+            paces[key] = measure(upscaler, info.frames, info.height, info.width)
+    except RuntimeError as e:
+        if not is_out_of_memory(e):
+            raise
+        return "unknown: memory ran out while it was measured; the job would go on with smaller chunks, then tiles"
+    frames = info.frames or 100 * upscaler.chunk
+    seconds = paces[key].seconds(upscaler, frames)
+    source = "measured now, with noise; reading and encoding go on beside it"
+    rate = f"{frames / max(seconds, 1e-9):.2f} frames per second ({source})"
+    return f"{_about(seconds)} at {rate}" if info.frames else f"{rate}; the input does not tell its length"
+
+
+def _about(seconds: float) -> str:
+    minutes = seconds / 60
+    hours = f"about {minutes // 60:.0f} hours {minutes % 60:.0f} minutes"
+    return (
+        hours if minutes >= 120 else f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {seconds:.0f} seconds"
+    )
 
 
 def _size(count: float) -> str:
