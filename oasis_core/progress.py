@@ -42,3 +42,12 @@ class Tally:
         if now > self._told:
             self._told = now
             self._report(now, self._total)
+
+
+def about(seconds: float) -> str:
+    """A time in words."""
+    minutes = seconds / 60
+    hours = f"about {minutes // 60:.0f} hours {minutes % 60:.0f} minutes"
+    return (
+        hours if minutes >= 120 else f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {seconds:.0f} seconds"
+    )

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..checkpoints import load_checkpoint, resolve
 from ..pipeline import Upscaler, UpscaleSettings
@@ -17,6 +16,7 @@ from ..routing.calibration import CANDIDATES, QUERIES, check_dense
 from ..routing.spec import parse_patterns, pattern_text
 from ..video_io import VideoReader
 from .device import choose_device, choose_dtype
+from .shown import shown
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,10 +63,18 @@ def run(args: argparse.Namespace) -> int:
     check_dense(checkpoint.routing, checkpoint.config.name)
     settings = UpscaleSettings(scale=args.scale, chunk_frames=args.chunk, tile=args.tile, fidelity=args.fidelity)
     upscaler = Upscaler(checkpoint.model, checkpoint.routing, settings, decodes=False)
-    clips = ((reader.path.name, _frames(reader)) for reader in tqdm(readers, unit="clip", disable=None))
-    found = calibrate(
-        upscaler, checkpoint.config.name, clips, rule, value, patterns=patterns, queries=args.queries, seed=args.seed
-    )
+    with shown(len(readers), "clip") as progress:
+
+        def clips() -> Iterator[tuple[str, Iterator[Tensor]]]:
+            for done, reader in enumerate(readers):
+                progress.advance(done, len(readers))
+                yield reader.path.name, _frames(reader)
+            progress.advance(len(readers), len(readers))
+
+        found = calibrate(
+            upscaler, checkpoint.config.name, clips(), rule, value,
+            patterns=patterns, queries=args.queries, seed=args.seed,
+        )  # fmt: skip
     part = args.output.with_name(args.output.name + ".part")
     part.write_text(found.to_json(), encoding="utf-8")
     os.replace(part, args.output)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from ..engines.film import FilmRequest
 from ..engines.ray_job import upscale_on_ray
 from ..engines.told import RaySettings, Result, WorkerState
 from ..engines.worker import Source, WorkerSettings
 from .job import INCOMPLETE, Job, routing_text, tell
+from .shown import shown
 
 ENGINE = "ray"
 ENGINES = ("this", ENGINE)
@@ -37,22 +36,13 @@ def run(jobs: Sequence[Job], address: str | None, workers: int | None) -> int:
     requests = [FilmRequest(Source(j.source, j.fps, j.deinterlace), j.target) for j in jobs]
     if len(requests) == 1:
         requests[0].source.open().check_progressive()  # before Ray is started
-    with tqdm(unit="frame", disable=None) as bar:
-        told_once = False
-
-        def advance(done: float, total: int | None) -> None:
-            nonlocal told_once
-            if not told_once:  # the time left is told by what is made from now on
-                bar.reset(total)
-                bar.initial, told_once = int(done), True
-            bar.total = total
-            bar.update(int(done) - bar.n)
+    with shown(None) as progress:
 
         def watch(states: Sequence[WorkerState]) -> None:
-            bar.set_postfix_str(told(states), refresh=False)
+            progress.note(told(states))
 
         results = upscale_on_ray(
-            requests, settings, job.writer, job.keep, RaySettings(address, workers), advance, watch
+            requests, settings, job.writer, job.keep, RaySettings(address, workers), progress.advance, watch
         )
     return max(tell_result(result) for result in results)
 

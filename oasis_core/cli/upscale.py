@@ -8,8 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..attention.backends import NAMES as ATTENTION_NAMES
 from ..checkpoints import EMBEDDED, resolve
 from ..color import ColorMethod
@@ -24,6 +22,7 @@ from .batch import pairs
 from .device import choose_device, choose_format
 from .existing import check_replaced, is_done
 from .job import INCOMPLETE, Job, routing_text, tell
+from .shown import shown
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -168,13 +167,8 @@ def upscale(job: Job) -> Done:
         ValueError, OSError: bad input, one line.
     """
     reader, upscaler = _prepare(job)
-    with tqdm(total=reader.info.about, unit="frame", disable=None) as bar:
-
-        def advance(done: float, total: int | None) -> None:
-            bar.n = round(done, 1)  # else it is printed with all its digits
-            bar.update(0)
-
-        return upscale_video(reader, job.target, upscaler, job.writer, advance, job=job.keep)
+    with shown(reader.info.about) as progress:
+        return upscale_video(reader, job.target, upscaler, job.writer, progress.advance, job=job.keep)
 
 
 def plan(job: Job, paces: Paces) -> Estimate:

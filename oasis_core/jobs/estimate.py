@@ -9,6 +9,7 @@ from pathlib import Path
 from ..memory import working_memory
 from ..pipeline import Upscaler
 from ..plan import plan_tiles
+from ..progress import about
 from ..video_io import VideoInfo
 from .fit import device_budget, fit
 from .fit import told as told_plan
@@ -105,7 +106,7 @@ def _time(target: Path, info: VideoInfo) -> str | None:
         return None
     pace = sum(s.seconds for s in manifest.segments) / manifest.position.frame
     left = max(0, info.frames - manifest.position.frame)
-    return f"{_about(pace * left)} for the {left} frames left, at {1 / max(pace, 1e-9):.2f} frames per second so far"
+    return f"{about(pace * left)} for the {left} frames left, at {1 / max(pace, 1e-9):.2f} frames per second so far"
 
 
 def _expected(upscaler: Upscaler, info: VideoInfo, paces: Paces) -> str:
@@ -125,15 +126,7 @@ def _expected(upscaler: Upscaler, info: VideoInfo, paces: Paces) -> str:
     seconds = paces[key].seconds(upscaler, frames)
     source = "measured now, with noise; reading and encoding go on beside it"
     rate = f"{frames / max(seconds, 1e-9):.2f} frames per second ({source})"
-    return f"{_about(seconds)} at {rate}" if info.frames else f"{rate}; the input does not tell its length"
-
-
-def _about(seconds: float) -> str:
-    minutes = seconds / 60
-    hours = f"about {minutes // 60:.0f} hours {minutes % 60:.0f} minutes"
-    return (
-        hours if minutes >= 120 else f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {seconds:.0f} seconds"
-    )
+    return f"{about(seconds)} at {rate}" if info.frames else f"{rate}; the input does not tell its length"
 
 
 def _size(count: float) -> str:
