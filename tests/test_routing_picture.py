@@ -11,6 +11,8 @@ from PIL import Image
 
 from oasis_core.attention import TokenGrid
 from oasis_core.attention.reference import reference_attention
+from oasis_core.checkpoints import resolve
+from oasis_core.checkpoints.read import read_metadata
 from oasis_core.cli import main
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
@@ -125,11 +127,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([tmp_path / "none.json"], "routing file not found"),
         (["none"], "no embedded model is named 'none'"),
         ([SAMPLE], "is not a readable safetensors file"),
-        ([path, "-o", tmp_path / "r.jpg"], "give a name that ends in .png"),
+        ([path, "-o", tmp_path / "r.jpg"], "give a name that ends in .png or .json"),
+        ([path, "-o", path], "r.json exists already; give another name"),
+        ([path, path, "-o", tmp_path / "two.json"], "two.json would hold one routing and two are given"),
+        ([path, "-o", tmp_path / "none" / "r.json"], "does not exist; create it first"),
         ([path, "--grid", "2x3"], "token grid is '2x3'"),
     ):
         assert main(["routing", "show", *map(str, argv)]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["oasis-tiny", "file"])
+def test_a_routing_is_written_as_a_file_that_can_be_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path, out = tmp_path / "r.json", tmp_path / "out.json"
+    path.write_text(SPEC.to_json())
+    assert main(["routing", "show", str(path) if name == "file" else name, "-o", str(out)]) == 0
+    expected = SPEC if name == "file" else read_metadata(resolve(name)).routing
+    assert RoutingSpec.from_file(out) == expected
+    assert len(out.read_text().splitlines()) == len(expected.layers) + 2  # one for each layer, to be edited
 
 
 # Attention of one token.

@@ -17,6 +17,8 @@ from ..routing.spec import RoutingSpec
 from ..video_io import VideoReader
 from .device import choose_device, choose_dtype
 
+PNG, JSON = ".png", ".json"
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
@@ -25,7 +27,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     show = actions.add_parser("show", help="layers x heads: patterns, KL, shares, cost; two side by side")
     show.add_argument("routing", help="routing file (.json), checkpoint, or name of an embedded model")
     show.add_argument("other", nargs="?", help="another one to compare with")
-    show.add_argument("-o", "--output", type=Path, metavar="PNG", help="write a picture there")
+    show.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="write there: a picture (.png), or the routing itself as JSON (.json) to edit and give to --routing",
+    )  # fmt: skip
     show.add_argument(
         "--grid",
         help=f"tokens TxHxW that the cost is told for (default: the calibration's, else {'x'.join(map(str, GRID))})",
@@ -52,21 +57,28 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Print the routing, and write the picture where one is asked for."""
-    _check_png(args.output)
+    """Print the routing, and write the picture or the routing's file where one is asked for."""
+    as_json = args.output is not None and args.output.suffix.lower() == JSON
+    _check_target(args.output, (PNG, JSON))
+    if as_json and args.other is not None:
+        raise ValueError(f"{args.output} would hold one routing and two are given; leave one out, or give a .png")
+    if as_json and args.output.exists():
+        raise FileExistsError(f"{args.output} exists already; give another name")
     shown = [read_named(name) for name in (args.routing, args.other) if name is not None]
     if args.grid is not None:
         shown = [replace(s, sizes=parse_grid(args.grid)) for s in shown]
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(routing_text(shown, color))
-    if args.output is not None:
+    if as_json:
+        args.output.write_text(layer_by_layer(shown[0].routing), encoding="utf-8")
+    elif args.output is not None:
         routing_picture(shown).save(args.output)
     return 0
 
 
 def run_attention(args: argparse.Namespace) -> int:
     """Write the picture; prints one line."""
-    _check_png(args.output)
+    _check_target(args.output, (PNG,))
     reader = VideoReader(args.clip)
     reader.check_progressive()
     device = choose_device(args.device)
@@ -105,10 +117,15 @@ def parse_grid(text: str) -> tuple[int, int, int]:
     return int(words[0]), int(words[1]), int(words[2])
 
 
-def _check_png(path: Path | None) -> None:
+def layer_by_layer(routing: RoutingSpec) -> str:
+    """A routing's JSON with a line for each layer, as ``RoutingSpec.from_json`` reads it."""
+    return routing.to_json().replace("], [", "],\n  [").replace("[[", "[\n  [").replace("]]", "]\n ]") + "\n"
+
+
+def _check_target(path: Path | None, endings: tuple[str, ...]) -> None:
     if path is None:
         return
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"picture is {path.name!r}; give a name that ends in .png")
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"output is {path.name!r}; give a name that ends in {' or '.join(endings)}")
     if not path.parent.is_dir():
         raise OSError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
