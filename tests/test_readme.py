@@ -20,6 +20,7 @@ RUN_BY = {
     r".venv\Scripts\python -m pip install -e .": "the Makefile's own steps, by CI",
     r".venv\Scripts\python -m oasis_core demo": "tests/test_cli.py::test_the_command_is_installed and the demo's test",
     "oasis upscale input.mp4 output.mp4": "tests/test_cli.py::test_upscale",
+    "oasis upscale photo.jpg photo_x4.png": "tests/test_stills.py::test_a_picture_becomes_a_picture",
     "oasis evaluate truth upscaled": "tests/test_evaluate_cli.py::test_evaluate",
 }
 

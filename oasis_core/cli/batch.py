@@ -1,4 +1,4 @@
-"""``oasis upscale --batch``: many videos, each into a file of its own name."""
+"""``oasis upscale --batch``: many videos and still images, each into a file of its own name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 
 from ..video_io import CODECS
+from ..video_io.images import IMAGES
+from ..video_io.stills import WRITTEN, is_still
 from .existing import is_done
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,8 @@ def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Pa
     """Each input with its output.
 
     Args:
-        source: a folder of videos, or a text file with one path a line (relative ones: to its folder; empty lines and
-            lines that begin with # are left out).
+        source: a folder of videos and still images, or a text file with one path a line (relative ones: to its folder;
+            empty lines and lines that begin with # are left out).
         target: a folder.
         resume: leave out inputs whose output is there, newer than they are, and not in the making.
 
@@ -45,7 +47,8 @@ def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Pa
         raise ValueError(f"codec is {codec!r}; allowed: {', '.join(CODECS)}")
     inputs = _inputs(source)
     if not inputs:
-        raise ValueError(f"{source} has no videos ({', '.join(VIDEOS)}); give a folder of videos or a list of them")
+        kinds = ", ".join((*VIDEOS, *IMAGES))
+        raise ValueError(f"{source} has no videos or images ({kinds}); give a folder of some or a list of them")
     found = [(path, target / _name(path, codec)) for path in inputs]
     names = [out.name for _, out in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -60,7 +63,9 @@ def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Pa
 
 def _inputs(source: Path) -> list[Path]:
     if source.is_dir():
-        return sorted(path for path in source.iterdir() if path.suffix.lower() in VIDEOS and _is_shown(path))
+        return sorted(
+            path for path in source.iterdir() if path.suffix.lower() in (*VIDEOS, *IMAGES) and _is_shown(path)
+        )
     if not source.exists():
         raise FileNotFoundError(f"input not found: {source}")
     try:
@@ -77,6 +82,8 @@ def _is_shown(path: Path) -> bool:
 
 
 def _name(path: Path, codec: str) -> str:
+    if is_still(path):
+        return path.name if path.suffix.lower() in WRITTEN else f"{path.stem}.png"
     containers = CODECS[codec].containers
     if not containers:
         return path.stem

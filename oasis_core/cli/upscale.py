@@ -1,4 +1,4 @@
-"""``oasis upscale``: a video in, a larger and cleaner video out, in constant memory."""
+"""``oasis upscale``: a video in, a larger and cleaner video out, in constant memory; or a still image."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..attention.backends import NAMES as ATTENTION_NAMES
-from ..checkpoints import EMBEDDED, resolve
+from ..checkpoints import EMBEDDED
 from ..color import ColorMethod
 from ..jobs.estimate import Estimate, Paces, estimate
 from ..pipeline import Upscaler, UpscaleSettings
-from ..ready import load_with_decoder, ready, routing_of
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
+from ..video_io.stills import WRITTEN, is_still
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
-from . import on_ray
+from . import on_ray, still
 from .batch import pairs
-from .device import choose_device, choose_format
 from .existing import check_replaced, is_done
-from .job import INCOMPLETE, Job, routing_text, tell
+from .job import INCOMPLETE, Job, tell
+from .loading import load_upscaler
 from .shown import shown
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    parser = commands.add_parser("upscale", help="upscale a video")
-    parser.add_argument("input", type=Path, help="video file, folder of images, or pattern such as frame_%%05d.png")
-    parser.add_argument("output", type=Path, help="video file; with --codec png a new folder")
+    parser = commands.add_parser("upscale", help="upscale a video or a still image")
+    parser.add_argument(
+        "input", type=Path, help="video file, still image, folder of images, or pattern such as frame_%%05d.png"
+    )
+    parser.add_argument(
+        "output", type=Path, help="video file; of a still image .png, .jpg or .webp; with --codec png a new folder"
+    )
     parser.add_argument("--scale", type=float, help="factor, 1 to 4 (default 4)")
     parser.add_argument("--size", help="exact size instead of --scale: 1920x1080, or 1920x or x1080 (aspect kept)")
     parser.add_argument("--model", default=EMBEDDED, help=f"checkpoint file, or an embedded model (default {EMBEDDED})")
@@ -61,7 +65,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--no-scene-cuts", action="store_true", help="treat the whole clip as one shot")
     parser.add_argument(
-        "--codec", default="h264", help=f"{', '.join(CODECS)} (default h264; ffv1 and png are lossless)"
+        "--codec", help=f"{', '.join(CODECS)} (default {WriterSettings.codec}; ffv1 and png are lossless)"
     )
     parser.add_argument("--crf", type=int, help="quality, lower is better (default: the codec's)")
     parser.add_argument("--depth", type=int, help="bits of a colour value: 8, 10 or 16 (default: as the input)")
@@ -92,7 +96,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--batch",
         action="store_true",
-        help="INPUT is a folder of videos, or a text file that lists some; OUTPUT a folder",
+        help="INPUT is a folder of videos and still images, or a text file that lists some; OUTPUT a folder",
     )
     parser.add_argument("--engine", default="this", help="this: one device (default); ray: many GPUs (docs/ray.md)")
     parser.add_argument("--address", help="of a Ray that runs: auto, HOST:PORT, ray://HOST:PORT (default: our own)")
@@ -110,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
         chunk_frames=args.chunk, chunk_overlap=args.overlap, tile=args.tile, scene_cuts=not args.no_scene_cuts,
     )  # fmt: skip
     fps = None if args.fps is None else as_fraction(args.fps)
-    writer = WriterSettings(args.codec, args.crf, args.depth)
+    one_still = not args.batch and still.asks_for_still(args.input, args.output, args.codec)
+    codec = still.CODEC if one_still else args.codec or WriterSettings.codec
+    writer = WriterSettings(codec, args.crf, args.depth)
     keep = JobSettings(args.resume, args.segment)
     fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
     job = Job(
@@ -119,19 +125,22 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     on_ray.check(args.engine, args.address, args.workers)
     if args.batch:
-        found = pairs(args.input, args.output, args.codec, args.resume)
-        jobs = [replace(job, source=source, target=target) for source, target in found]
+        found = pairs(args.input, args.output, codec, args.resume)
+        jobs = [_one_of_many(replace(job, source=source, target=target)) for source, target in found]
     else:
         jobs = [job]
     if args.plan:
         paces: Paces = {}
         for each in jobs:
-            print(f"{each.source}\n{plan(each, paces)}" if args.batch else plan(each, paces))
+            told = still.plan(each, paces) if still.is_still_job(each) else plan(each, paces)
+            print(f"{each.source}\n{told}" if args.batch else told)
         return 0
     if args.resume and not args.batch and is_done(args.input, args.output):
         print(f"{args.output} is done already: give --overwrite instead of --resume to make it again")
         return 0
     check_replaced([(each.source, each.target) for each in jobs], args.overwrite, args.resume)
+    if args.engine == on_ray.ENGINE and (stills := [each for each in jobs if still.is_still_job(each)]):
+        raise ValueError(f"{stills[0].source.name} is a still image, which --engine ray does not take: leave one out")
     if args.batch:
         args.output.mkdir(parents=True, exist_ok=True)
     if args.engine == on_ray.ENGINE and jobs:
@@ -139,9 +148,18 @@ def run(args: argparse.Namespace) -> int:
     return max((_run(each, args.batch) for each in jobs), default=0)
 
 
+def _one_of_many(job: Job) -> Job:
+    """Still images have no codec and no crf, whatever the videos beside them shall have."""
+    if not (is_still(job.source) and job.target.suffix.lower() in WRITTEN):
+        return job
+    return replace(job, writer=WriterSettings(still.CODEC, depth=job.writer.depth))
+
+
 def _run(job: Job, batch: bool) -> int:
     """One job, here; in a batch an input that fails does not stop the others."""
     try:
+        if still.is_still_job(job):
+            return still.run(job)
         done = upscale(job)
     except (ValueError, OSError) as e:
         if not batch:
@@ -180,8 +198,4 @@ def plan(job: Job, paces: Paces) -> Estimate:
 def _prepare(job: Job) -> tuple[VideoReader, Upscaler]:
     reader = VideoReader(job.source, job.fps, job.deinterlace)
     reader.check_progressive()
-    device = choose_device(job.device)
-    dtype, fp8 = choose_format(job.dtype, device)
-    checkpoint = load_with_decoder(resolve(job.model), job.decoder, device, dtype, job.allow_untrained)
-    routing = routing_of(routing_text(job.routing), checkpoint)
-    return reader, ready(checkpoint, routing, job.settings, job.attention, job.compile, fp8=fp8)
+    return reader, load_upscaler(job)

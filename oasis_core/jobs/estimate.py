@@ -79,7 +79,7 @@ def estimate(
         disk = f"about {_size(copies * size)} while it runs, {_size(size)} in the end ({codec}, give or take a factor of 3)"
     decoding = getattr(upscaler.model.decoder, "plan", None)
     return Estimate((
-        ("output", f"{geometry.out_w}x{geometry.out_h}, {info.frames or 'an unknown number of'} frames"),
+        ("output", f"{geometry.out_w}x{geometry.out_h}, {_many(info.frames)}"),
         ("chunk", f"{upscaler.settings.chunk_frames} frames, {upscaler.chunk_overlap} latent frames shared{less}"),
         ("tile", told),
         *((("decoder", told_plan(decoding)),) if decoding is not None else ()),
@@ -95,8 +95,8 @@ def clip_facts(upscaler: Upscaler, frames: int | None, height: int, width: int) 
     geometry = upscaler.geometry(height, width)
     memory = working_memory(upscaler, frames or upscaler.settings.chunk_frames, height, width)
     weights = sum(p.numel() * p.element_size() for p in upscaler.model.parameters())
-    many = "frames" if frames is None else "1 frame" if frames == 1 else f"{frames} frames"
-    return f"{many} {width}x{height} to {geometry.out_w}x{geometry.out_h}\nabout {_size(memory + weights)} of memory"
+    many, need = "frames" if frames is None else _many(frames), _size(memory + weights)
+    return f"{many} {width}x{height} to {geometry.out_w}x{geometry.out_h}\nabout {need} of memory"
 
 
 def _time(target: Path, info: VideoInfo) -> str | None:
@@ -127,6 +127,10 @@ def _expected(upscaler: Upscaler, info: VideoInfo, paces: Paces) -> str:
     source = "measured now, with noise; reading and encoding go on beside it"
     rate = f"{frames / max(seconds, 1e-9):.2f} frames per second ({source})"
     return f"{about(seconds)} at {rate}" if info.frames else f"{rate}; the input does not tell its length"
+
+
+def _many(frames: int | None) -> str:
+    return "1 frame" if frames == 1 else f"{frames or 'an unknown number of'} frames"
 
 
 def _size(count: float) -> str:
