@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 from collections.abc import Callable
 
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oasis_core.attention import TokenGrid
 from oasis_core.attention.backends import backend_for
+from oasis_core.attention.window_plan import TABLES, key_bits, plan_window
 from oasis_core.device import missing_fp8
 from oasis_core.model import OasisConfig, layers, rows
 from oasis_core.model.dit import DiT
@@ -122,6 +125,45 @@ def test_graphs_give_the_same_and_can_be_interrupted() -> None:
         p.data = p.data.mul(1.01).clone()  # to another place
     assert torch.equal(graphed(z, ROUTING), plain(z, ROUTING))
     assert torch.equal(graphed(z, ROUTING), plain(z, ROUTING))
+
+
+@torch.inference_mode()
+def test_graphs_keep_the_tables_that_they_read() -> None:
+    """Other sizes' tables push them out of the cache, and other tensors take their place in memory."""
+    plain, graphed = folded_dit(), folded_dit()
+    graphed.graphs = Graphs(blocks=3)
+    z = torch.randn(LATENT, device=CUDA, dtype=torch.bfloat16)
+    expected = plain(z, ROUTING)
+
+    def crowd() -> list[Tensor]:
+        for keys in range(1000, 1001 + TABLES):
+            key_bits(plan_window(TokenGrid(3, 8, 8), (3, 5, 5), 32, 32), keys, CUDA)
+        gc.collect()
+        return [torch.full((size,), -1, dtype=torch.int32, device=CUDA) for size in (128, 512, 1024, 2048) * 200]
+
+    for _ in range(4):  # seen, recorded, replayed
+        assert torch.equal(graphed(z, ROUTING), expected)
+        rubbish = crowd()
+    del rubbish
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.parametrize("fp8", [False, True])
+@torch.inference_mode()
+def test_a_device_that_is_not_the_current_one(fp8: bool) -> None:
+    """Kernels are launched, and graphs recorded, where the tensors are."""
+    if fp8 and missing_fp8(CUDA):
+        pytest.skip("no fp8 units")
+    here, there = folded_dit(fp8), folded_dit(fp8).to("cuda:1")
+    there.attention = backend_for("auto", torch.device("cuda:1"))
+    here.graphs, there.graphs = Graphs(blocks=3), Graphs(blocks=3)
+    z = torch.randn(LATENT, device=CUDA, dtype=torch.bfloat16)
+    for _ in range(3):
+        z = torch.randn_like(z)
+        got, expected = there(z.to("cuda:1"), ROUTING), here(z, ROUTING)
+        assert got.device == torch.device("cuda:1")
+        assert torch.equal(got.cpu(), expected.cpu())
+    assert torch.cuda.current_device() == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available() and missing_fp8(CUDA) is not None, reason="no fp8 units")

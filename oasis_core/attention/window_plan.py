@@ -7,9 +7,13 @@ of two: their tokens are numbered through, and so are the halo's.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -20,8 +24,15 @@ BITS = 31
 """Places of all axes that one word tells apart; the 32nd bit is for keys that nobody sees."""
 LONGEST = (8, 16, 32)
 """Longest sides (t, h, w) of a tile that are tried: beyond them the halo shrinks no more."""
+TABLES = 64
+"""Tables of bits that are kept while nobody holds them: a few KiB each."""
 ALIGN = 16
 """Where a tile's first block of keys may begin: a multiple, so that the table of bits is read in wide loads."""
+
+_Key = tuple["WindowPlan", int, torch.device]
+_alive: WeakValueDictionary[_Key, Tensor] = WeakValueDictionary()
+_recent: OrderedDict[_Key, Tensor] = OrderedDict()
+_held: ContextVar[list[Tensor] | None] = ContextVar("held tables of bits", default=None)
 
 
 @dataclass(frozen=True)
@@ -114,12 +125,38 @@ def _plans(grid: TokenGrid, window: tuple[int, int, int], queries: int) -> Itera
             yield WindowPlan(*(Axis.of(*side) for side in sides))
 
 
-@lru_cache(maxsize=64)
 def key_bits(plan: WindowPlan, keys: int, device: torch.device) -> Tensor:
     """For each key of a halo one set bit an axis, its place there: int32 ``(halo + padding,)``; padding has bit 31 alone.
 
-    A query's word has the bits that it may not see, so a key is seen where the two have none in common.
+    A query's word has the bits that it may not see, so a key is seen where the two have none in common. The same tensor as long
+    as anyone holds it; the last ``TABLES`` in any case.
     """
+    key = plan, keys, device
+    table = _alive.get(key)
+    if table is None:
+        table = _alive[key] = _key_bits(plan, keys, device)
+    _recent.pop(key, None)
+    _recent[key] = table  # as the newest
+    while len(_recent) > TABLES:
+        _recent.popitem(last=False)
+    held = _held.get()
+    if held is not None:
+        held.append(table)
+    return table
+
+
+@contextmanager
+def held_tables() -> Iterator[list[Tensor]]:
+    """What ``key_bits`` gives in the block, for who will use it without asking again (a CUDA graph)."""
+    held: list[Tensor] = []
+    token = _held.set(held)
+    try:
+        yield held
+    finally:
+        _held.reset(token)
+
+
+def _key_bits(plan: WindowPlan, keys: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         index = torch.arange(plan.halo + keys + ALIGN, dtype=torch.int64)
         area = plan.h.halo * plan.w.halo

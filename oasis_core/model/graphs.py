@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..attention.window_plan import held_tables
+
 BLOCKS = 5
 """Blocks in a graph."""
 SHAPES = 2
@@ -36,13 +38,21 @@ class _Recorded:
     """What the kernels read, beside weights: alive as long as the graphs."""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A shape that came once."""
+
+    keeps: object
+    """Tables that its kernels read: still there when the shape is recorded, when none can be made."""
+
+
 class Graphs:
     """Records a shape when it comes for the second time. Weights that move in memory make it begin anew."""
 
     def __init__(self, blocks: int = BLOCKS, shapes: int = SHAPES) -> None:
         self._blocks, self._shapes = blocks, shapes
         self._weights: tuple[int, ...] = ()
-        self._seen: OrderedDict[tuple[object, ...], _Recorded | None] = OrderedDict()
+        self._seen: OrderedDict[tuple[object, ...], _Recorded | _Seen] = OrderedDict()
 
     def run(
         self, z: Tensor, steps: Sequence[Step], weights: tuple[int, ...], key: object, keeps: object,
@@ -59,27 +69,34 @@ class Graphs:
             self._seen.clear()
             self._weights = weights
         shape = (tuple(z.shape), z.dtype, z.device, key)
-        known = shape in self._seen
-        recorded = self._seen.pop(shape, None)
-        if known and recorded is None:
-            recorded = self._record(z, steps, keeps)
-        self._seen[shape] = recorded
+        known = self._seen.pop(shape, None)
+        if known is None:
+            with held_tables() as tables:
+                result = plain(z, steps, poll)
+            self._keep(shape, _Seen(tables))
+            return result
+        recorded = known if isinstance(known, _Recorded) else self._record(z, steps, keeps)
+        self._keep(shape, recorded)
+        return _replay(recorded, z, poll)
+
+    def _keep(self, shape: tuple[object, ...], what: _Recorded | _Seen) -> None:
+        self._seen[shape] = what
         while len(self._seen) > self._shapes:
             self._seen.popitem(last=False)
-        return plain(z, steps, poll) if recorded is None else _replay(recorded, z, poll)
 
     def _record(self, z: Tensor, steps: Sequence[Step], keeps: object) -> _Recorded:
-        pool = torch.cuda.graph_pool_handle()
-        place, graphs = z.clone(), []
-        x = place
-        for start in range(0, len(steps), self._blocks):
-            graph = torch.cuda.CUDAGraph()
-            some = steps[start : start + self._blocks]
-            with torch.cuda.graph(graph, pool=pool):
-                for step in some:
-                    x = step(x)
-            graphs.append((graph, len(some)))
-        return _Recorded(place, x, graphs, keeps)
+        graphs = []
+        with torch.cuda.device(z.device), held_tables() as tables:
+            pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # torch's own is one for all devices
+            place = x = z.clone()
+            for start in range(0, len(steps), self._blocks):
+                graph = torch.cuda.CUDAGraph()
+                some = steps[start : start + self._blocks]
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    for step in some:
+                        x = step(x)
+                graphs.append((graph, len(some)))
+        return _Recorded(place, x, graphs, (keeps, tables))
 
 
 def plain(z: Tensor, steps: Sequence[Step], poll: Callable[[], None] | None) -> Tensor:

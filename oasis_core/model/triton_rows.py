@@ -107,11 +107,12 @@ def norm(
     scale = torch.empty(rows if fp8 else 0, 1, dtype=torch.float32, device=x.device)
     padded = triton.next_power_of_2(channels)
     at_once = max(1, PROGRAM // padded)
-    _norm_kernel[(triton.cdiv(rows, at_once),)](
-        x, plus, bias, weight, out, scale, rows, x.stride(0), 0 if plus is None else plus.stride(0), tiny,
-        C=channels, CP=padded, ROWS=at_once, CENTRED=centred, PLUS=plus is not None, BIAS=bias is not None,
-        WEIGHT=weight is not None, FP8=fp8, MOST=E4M3_MAX,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        _norm_kernel[(triton.cdiv(rows, at_once),)](
+            x, plus, bias, weight, out, scale, rows, x.stride(0), 0 if plus is None else plus.stride(0), tiny,
+            C=channels, CP=padded, ROWS=at_once, CENTRED=centred, PLUS=plus is not None, BIAS=bias is not None,
+            WEIGHT=weight is not None, FP8=fp8, MOST=E4M3_MAX,
+        )  # fmt: skip
     return out, scale
 
 
@@ -125,7 +126,10 @@ def to_fp8(x: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
     out = torch.empty(rows, channels, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     piece = min(PIECE, triton.next_power_of_2(channels))
-    _fp8_kernel[(rows,)](x, out, scale, x.stride(0), C=channels, PIECE=piece, GELU=gelu, MOST=E4M3_MAX, DIP=GELU_DIP)
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        _fp8_kernel[(rows,)](
+            x, out, scale, x.stride(0), C=channels, PIECE=piece, GELU=gelu, MOST=E4M3_MAX, DIP=GELU_DIP
+        )
     return out, scale
 
 

@@ -5,6 +5,7 @@ Runs in Triton's interpreter too (``TRITON_INTERPRET=1``), slowly: that is how i
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -42,4 +43,5 @@ def norm_silu(x: Tensor, gamma: Tensor, out: Tensor, tiny: float) -> None:
         )
     rows = x.numel() // channels
     padded = triton.next_power_of_2(channels)
-    _norm_silu_kernel[(triton.cdiv(rows, ROWS),)](x, gamma, out, rows, tiny, C=channels, CP=padded, ROWS=ROWS)
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        _norm_silu_kernel[(triton.cdiv(rows, ROWS),)](x, gamma, out, rows, tiny, C=channels, CP=padded, ROWS=ROWS)
