@@ -35,15 +35,19 @@ class Position:
 def warm_up_start(position: Position, size: int, overlap: int, factor: int, memory: int = 0) -> int:
     """First frame that the model must see so that the frames from ``position`` on come out as if it had seen them all.
 
-    Inside a shot that is the chunk before: what it shares with the next one is cross-faded there, and a last chunk may be
-    moved back into it. ``size`` and ``overlap`` in latent frames, ``factor`` frames to each (a shot's first frame has one
+    Inside a shot that is the chunk before, into which a last chunk may be moved back, and with an ``overlap`` of more than
+    half a chunk all those that reach past the start of the one at ``position``: each is cross-faded with what the one before it
+    made of the same frames. ``size`` and ``overlap`` in latent frames, ``factor`` frames to each (a shot's first frame has one
     of its own). ``memory``: frames before ``position`` that must come out so too; more chunks where it does not fit.
     """
     if position.frame == position.shot:
         return position.frame
     latent = 1 + (position.frame - position.shot - 1) // factor
     stride = size - overlap
-    before = latent - stride * (1 + ceil(memory / (factor * stride)))
+    reaching = max(
+        1, ceil(overlap / stride)
+    )  # chunk k before ends at size - k * stride > 0 after the start of this one
+    before = latent - stride * (reaching + ceil(memory / (factor * stride)))
     return position.shot if before <= 0 else position.shot + 1 + factor * (before - 1)
 
 

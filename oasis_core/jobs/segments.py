@@ -1,8 +1,8 @@
 """Where a job is divided into segments. Pure integers, the same for every worker and every attempt.
 
 A segment can only begin where a stream can (``pipeline.Part.restartable``): at the start of a shot, or of a chunk in it,
-where one chunk of discarded warm-up frames brings the cross-fade into the state that it had. With a decoder that remembers,
-only every so many chunks (``Upscaler.restart_chunks``, ``every`` below; None: at the start of a shot alone).
+where discarded warm-up frames (``plan.warm_up_start``) bring the cross-fade into the state that it had. With a decoder that
+remembers, only every so many chunks (``Upscaler.restart_chunks``, ``every`` below; None: at the start of a shot alone).
 """
 
 from __future__ import annotations
