@@ -1,7 +1,7 @@
 """Training on 1, 2... GPUs: steps and clips per second, from the log of real runs.
 
     python benchmarks/training_scaling.py 1 2          # CUDA devices, the shape of configs/oasis-tiny.toml
-    python benchmarks/training_scaling.py 1 2 --small  # CPU processes, a small model: does it run?
+    python benchmarks/training_scaling.py 1 2 --small  # CPU processes, that of configs/small.toml: does it run?
 
 Each process takes a batch of its own, so that n GPUs at the pace of one have n times its clips per second (weak scaling). The
 data set is drawn on the spot. Pace: the median of the log's lines, without the first, which compiles. Writes
@@ -44,23 +44,6 @@ mode = "consistent"
 reuse = {reuse}
 loss = {{ pixel = 1.0, low = 0.5, frequency = 0.1, motion = 0.3 }}
 """
-SMALL = """
-seed = 0
-[model]
-name = "small"
-unshuffle = [1, 8, 8]
-latent_channels = 4
-dim = 16
-depth = 1
-heads = 2
-ffn_dim = 16
-freq_dim = 8
-[model.decoder]
-width = 4
-blocks = 1
-hr_width = 4
-hr_blocks = 0
-"""
 
 
 def draw_data(folder: Path, clips: int, frames: int, side: int) -> None:
@@ -88,15 +71,17 @@ def draw_data(folder: Path, clips: int, frames: int, side: int) -> None:
 
 
 def write_config(path: Path, small: bool, steps: int) -> int:
-    """The shipped model's shape with one stage; returns the batch of a process."""
-    if small:
-        path.write_text(SMALL + STAGE.format(steps=steps, batch=1, frames=2, size=64, reuse=1), encoding="utf-8")
-        return 1
-    text = (ROOT / "configs" / "oasis-tiny.toml").read_text(encoding="utf-8")
-    kept = [line for line in text.split("[[stages]]")[0].splitlines() if not line.startswith(("validation", "drop"))]
-    stage = STAGE.format(steps=steps, batch=12, frames=5, size=256, reuse=4)
-    path.write_text("\n".join(kept) + stage, encoding="utf-8")
-    return 12
+    """The shape of a model in ``configs`` with one stage of our own; returns the batch of a process."""
+    shape = "small.toml" if small else "oasis-tiny.toml"
+    sizes = (
+        {"batch": 1, "frames": 2, "size": 64, "reuse": 1}
+        if small
+        else {"batch": 12, "frames": 5, "size": 256, "reuse": 4}
+    )
+    text = (ROOT / "configs" / shape).read_text(encoding="utf-8").split("[[stages]]")[0]
+    kept = [line for line in text.splitlines() if not line.startswith(("validation", "drop"))]
+    path.write_text("\n".join(kept) + STAGE.format(steps=steps, **sizes), encoding="utf-8")
+    return sizes["batch"]
 
 
 def run(config: Path, data: Path, out: Path, processes: int, args: argparse.Namespace) -> list[float]:
