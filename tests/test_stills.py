@@ -183,7 +183,7 @@ def test_what_a_picture_cannot_be_is_refused(tmp_path: Path, model: Path, capsys
         ([photo, tmp_path / "b.png", "--fps", "25"], "--fps is for videos"),
         ([photo, tmp_path / "b.png", "--deinterlace", "frame"], "--deinterlace is for videos"),
         ([photo, tmp_path / "b.png", "--engine", "ray"], "is a still image, which --engine ray does not take"),
-        ([photo, tmp_path / "b.gif"], "does not go into .gif"),
+        ([photo, tmp_path / "b.gif"], "b.gif cannot be written; of a still image give .png, .jpg, .jpeg, .webp"),
         ([clear, tmp_path / "b.jpg"], "has transparency, which .jpg cannot hold"),
         ([wide, tmp_path / "b.webp"], ".webp cannot hold 16400x32; a side can have 16383 pixels"),
         ([photo, tmp_path / "none" / "b.png"], "does not exist; create it first"),
@@ -201,6 +201,12 @@ def test_a_folder_of_videos_and_pictures(tmp_path: Path, model: Path, capsys: py
     draw(films / "c.bmp")
     (films / "d.png").write_bytes(b"no picture")
     argv = ["upscale", str(films), str(out), *options(model, codec="ffv1"), "--batch"]
+    assert main([*argv, "--depth", "10"]) == 2  # which ffv1 has
+    captured = capsys.readouterr()
+    assert captured.err.count("depth is 10 bits; .png has 8 or 16") == 1
+    assert captured.err.count("depth is 10 bits; .jpg has 8") == 1
+    assert [p.name for p in out.iterdir()] == ["a.mkv"]
+    (out / "a.mkv").unlink()
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert "d.png: " in captured.err

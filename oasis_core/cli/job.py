@@ -38,6 +38,8 @@ class Job:
     compile: bool = False
     decoder: Path | None = None
     allow_untrained: bool = False
+    still: bool = False
+    """One picture that becomes one picture; of ``writer`` its depth alone counts."""
 
 
 def routing_text(given: str | None) -> str | None:

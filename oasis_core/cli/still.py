@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..jobs.clip import upscale_clip
 from ..jobs.estimate import Estimate, Paces, estimate
-from ..video_io import VideoReader
+from ..video_io import CODECS, VideoReader
 from ..video_io.stills import WRITTEN, check_still_target, is_still, read_still, write_still
 from .job import Job
 from .loading import load_upscaler
@@ -20,12 +20,21 @@ PLANNED = ("output", "tile", "decoder", "memory", "time")
 """What of an estimate has a meaning for one picture."""
 
 
+def is_pair(source: Path, target: Path) -> bool:
+    """Whether the names are those of pictures."""
+    return is_still(source) and target.suffix.lower() in WRITTEN
+
+
 def asks_for_still(source: Path, target: Path, codec: str | None) -> bool:
     """Whether one picture is to become one picture; ``codec``: None where none was named.
 
-    Raises ValueError for a picture's name as the output of what is no picture, and for a video's codec.
+    Raises ValueError for a picture's name as the output of what is no picture, for a video's codec, and for a picture's output
+    that neither a picture nor a video can be.
     """
-    if target.suffix.lower() not in WRITTEN:
+    ending, videos = target.suffix.lower(), {end for kind in CODECS.values() for end in kind.containers}
+    if ending not in WRITTEN:
+        if is_still(source) and codec is None and ending not in videos:
+            raise ValueError(f"{target.name} cannot be written; of a still image give {', '.join(WRITTEN)}")
         return False
     if not is_still(source):
         if codec == CODEC:
@@ -37,11 +46,6 @@ def asks_for_still(source: Path, target: Path, codec: str | None) -> bool:
     if codec not in (None, CODEC):
         raise ValueError(f"codec is {codec!r}, but {target.name} is a still image; leave --codec out")
     return True
-
-
-def is_still_job(job: Job) -> bool:
-    """Whether ``run`` is who does it."""
-    return is_still(job.source) and job.target.suffix.lower() in WRITTEN and job.writer.codec == CODEC
 
 
 def run(job: Job) -> int:

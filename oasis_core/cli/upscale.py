@@ -14,7 +14,6 @@ from ..color import ColorMethod
 from ..jobs.estimate import Estimate, Paces, estimate
 from ..pipeline import Upscaler, UpscaleSettings
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
-from ..video_io.stills import WRITTEN, is_still
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
 from . import on_ray, still
@@ -121,26 +120,28 @@ def run(args: argparse.Namespace) -> int:
     fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
     job = Job(
         args.input, args.output, settings, writer, args.model, args.routing, args.device, args.dtype, fps, fields, keep,
-        args.attention, args.compile, args.decoder, args.allow_untrained,
+        args.attention, args.compile, args.decoder, args.allow_untrained, one_still,
     )  # fmt: skip
     on_ray.check(args.engine, args.address, args.workers)
     if args.batch:
         found = pairs(args.input, args.output, codec, args.resume)
-        jobs = [_one_of_many(replace(job, source=source, target=target)) for source, target in found]
+        jobs = [replace(job, source=a, target=b, still=still.is_pair(a, b)) for a, b in found]
     else:
         jobs = [job]
     if args.plan:
         paces: Paces = {}
         for each in jobs:
-            told = still.plan(each, paces) if still.is_still_job(each) else plan(each, paces)
+            told = still.plan(each, paces) if each.still else plan(each, paces)
             print(f"{each.source}\n{told}" if args.batch else told)
         return 0
     if args.resume and not args.batch and is_done(args.input, args.output):
         print(f"{args.output} is done already: give --overwrite instead of --resume to make it again")
         return 0
     check_replaced([(each.source, each.target) for each in jobs], args.overwrite, args.resume)
-    if args.engine == on_ray.ENGINE and (stills := [each for each in jobs if still.is_still_job(each)]):
-        raise ValueError(f"{stills[0].source.name} is a still image, which --engine ray does not take: leave one out")
+    if args.engine == on_ray.ENGINE and (stills := [each.source.name for each in jobs if each.still]):
+        raise ValueError(
+            f"{stills[0]} is a still image, which --engine ray does not take: leave it out, or list the videos"
+        )
     if args.batch:
         args.output.mkdir(parents=True, exist_ok=True)
     if args.engine == on_ray.ENGINE and jobs:
@@ -148,17 +149,10 @@ def run(args: argparse.Namespace) -> int:
     return max((_run(each, args.batch) for each in jobs), default=0)
 
 
-def _one_of_many(job: Job) -> Job:
-    """Still images have no codec and no crf, whatever the videos beside them shall have."""
-    if not (is_still(job.source) and job.target.suffix.lower() in WRITTEN):
-        return job
-    return replace(job, writer=WriterSettings(still.CODEC, depth=job.writer.depth))
-
-
 def _run(job: Job, batch: bool) -> int:
     """One job, here; in a batch an input that fails does not stop the others."""
     try:
-        if still.is_still_job(job):
+        if job.still:
             return still.run(job)
         done = upscale(job)
     except (ValueError, OSError) as e:
