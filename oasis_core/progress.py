@@ -47,7 +47,8 @@ class Tally:
 def about(seconds: float) -> str:
     """A time in words."""
     minutes = seconds / 60
-    hours = f"about {minutes // 60:.0f} hours {minutes % 60:.0f} minutes"
-    return (
-        hours if minutes >= 120 else f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {seconds:.0f} seconds"
-    )
+    if minutes >= 120:
+        return f"about {minutes // 60:.0f} hours {minutes % 60:.0f} minutes"
+    if minutes >= 2:
+        return f"about {minutes:.0f} minutes"
+    return f"about {seconds:.0f} seconds" if seconds >= 1.5 else "about a second"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oasis_core.progress import Tally
+from oasis_core.progress import Tally, about
 
 
 def test_blocks_count_ahead_and_never_past_the_clip() -> None:
@@ -26,3 +26,10 @@ def test_a_clip_of_unknown_length_tells_finished_frames_alone() -> None:
     tally.block(2.0)
     tally.finished(2)
     assert told == [(3, None), (5, None)]
+
+
+def test_times_in_words() -> None:
+    words = {0.2: "about a second", 1.6: "about 2 seconds", 119.0: "about 119 seconds", 121.0: "about 2 minutes",
+             7100.0: "about 118 minutes", 9000.0: "about 2 hours 30 minutes", 7199.0: "about 120 minutes"}  # fmt: skip
+    assert {seconds: about(seconds) for seconds in words} == words
+    assert about(7200.0) == "about 2 hours 0 minutes"
