@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN_BY = {
     "upscale": "tests/test_cli.py::test_upscale",
     "upscale --decoder": "tests/test_full_size_pipeline.py::test_command_line_end_to_end_and_resumed",
-    "upscale --plan": "tests/test_jobs.py::test_a_plan_is_told_and_nothing_is_done",
+    "upscale --plan": "tests/jobs/test_long_jobs.py::test_a_plan_is_told_and_nothing_is_done",
     "upscale --resume": "tests/test_full_size_pipeline.py::test_command_line_end_to_end_and_resumed",
     "upscale --routing": "tests/test_full_size_routing.py::test_a_routing_for_each_shot_is_not_folded",
     "upscale --engine": "tests/engines/test_ray.py::test_two_workers_make_what_one_makes",

@@ -10,8 +10,8 @@ import pytest
 from oasis_core.cli import main
 from oasis_core.jobs.folder import job_path
 
+from .jobs.conftest import stop_after
 from .test_cli import make_clip, refused
-from .test_jobs import stop_after
 from .tiny_job import options, save_random_model
 
 

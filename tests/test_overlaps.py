@@ -14,8 +14,8 @@ from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.plan import Position, plan_chunks, warm_up_start
 from oasis_core.routing import HeadPattern, RoutingSpec
 
+from .jobs.conftest import content, run, stop_after
 from .test_cli import make_clip
-from .test_jobs import content, run, stop_after
 from .tiny_job import save_random_model
 
 SIZE = 6
