@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -116,6 +117,26 @@ def test_what_is_no_still_image_is_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             read_still(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "deep.png", "a.jpg", "a.webp", "a.bmp", "a.tif"])
+def test_damaged_images_are_refused_in_one_line_or_read(tmp_path: Path, name: str) -> None:
+    if name == "deep.png":
+        draw_deep(tmp_path / name, 4, SRGB)
+    else:
+        draw(tmp_path / name)
+    whole, generator, refusals = (tmp_path / name).read_bytes(), random.Random(0), []
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(generator.choice([1, 2, 8])):
+            data[generator.randrange(generator.choice([100, len(data)]))] = generator.randrange(256)
+        (tmp_path / name).write_bytes(data[: generator.choice([len(data), generator.randrange(len(data))])])
+        try:
+            assert read_still(tmp_path / name).pixels.ndim == 4
+        except ValueError as e:
+            refusals.append(str(e))
+    assert len(refusals) > 5
+    assert all(str(tmp_path / name) in told and len(told.splitlines()) == 1 for told in refusals)
 
 
 # The command.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +35,11 @@ ORIENTATION, TIFF_BITS = 0x0112, 258
 """Tags of EXIF and TIFF."""
 PNG_BITS = 24
 """Place in a PNG file of the byte that tells bits of a value."""
+DAMAGE = (
+    OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for damaged files."""
 IHDR_END = 33
 """Bytes of a PNG's signature and header."""
 
@@ -64,7 +70,7 @@ def read_still(path: Path) -> Still:
     if not path.exists():
         raise FileNotFoundError(f"input not found: {path}")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), _open(path) as image:
             _check(path, image)
             profile, bits = image.info.get("icc_profile"), _bits(path, image)
             if bits > 8:
@@ -73,16 +79,28 @@ def read_still(path: Path) -> Still:
             if image.mode == "CMYK":
                 profile = None  # of inks; the values are RGB from here on
             turned = ImageOps.exif_transpose(image).convert("RGBA" if alpha else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{path} is not an image that can be read ({e}); give a PNG, JPEG or WebP file") from None
+    except _Refused:
+        raise
+    except DAMAGE as e:
+        why = " ".join(str(e).split())
+        raise ValueError(f"{path} is not an image that can be read ({why}); give a PNG, JPEG or WebP file") from None
     return Still(torch.from_numpy(np.asarray(turned).astype(np.float32) / 255)[None], 8, profile)
+
+
+def _open(path: Path) -> Image.Image:
+    warnings.simplefilter("ignore")  # large pictures, odd metadata: what cannot be used is told otherwise
+    return Image.open(path)
+
+
+class _Refused(ValueError):
+    """Ours, told as it is."""
 
 
 def _check(path: Path, image: Image.Image) -> None:
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photo with small companions
-        raise ValueError(f"{path} holds {image.n_frames} pictures; give a still image, or a video")  # type: ignore[attr-defined]
+        raise _Refused(f"{path} holds {image.n_frames} pictures; give a still image, or a video")  # type: ignore[attr-defined]
     if max(image.size) > LONGEST_SIDE:
-        raise ValueError(f"{path} is {image.width}x{image.height}; a side can have {LONGEST_SIDE} pixels at most")
+        raise _Refused(f"{path} is {image.width}x{image.height}; a side can have {LONGEST_SIDE} pixels at most")
 
 
 def _bits(path: Path, image: Image.Image) -> int:
@@ -94,7 +112,7 @@ def _bits(path: Path, image: Image.Image) -> int:
     elif image.format == "TIFF":
         bits = max(image.tag_v2.get(TIFF_BITS, (8,)))  # type: ignore[attr-defined]
     if bits > 16:
-        raise ValueError(f"{path} has {bits} bits a value; images of 8 and 16 can be read")
+        raise _Refused(f"{path} has {bits} bits a value; images of 8 and 16 can be read")
     return bits
 
 
