@@ -11,20 +11,18 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..attention import TokenGrid
 from ..transfer import fetched
 from .assignment import cheapest_under
-from .budget import cheapest_within
+from .budget import Costs, Losses, cheapest_within
 from .calibration import CANDIDATES, Sampler, candidate_patterns
 from .divergence import Localisation
-from .extent import Extent
 from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, parse_pattern, pattern_text
 
 NAME = "auto"
@@ -94,16 +92,12 @@ class AutoRouting:
         except (KeyError, TypeError, ValueError, RecursionError) as e:
             raise ValueError(f"automatic routing cannot be read ({e}); expected what OASIS wrote") from None
 
-    @cached_property
-    def extents(self) -> tuple[Extent, ...]:
-        """Of the local patterns."""
-        return tuple(extent_of(p, self.window) for p in self.patterns)
-
-    def decided(self, kl: NDArray[np.float64], grid: TokenGrid) -> tuple[Pattern, ...]:
+    def decided(self, kl: Losses, cost: Costs) -> tuple[Pattern, ...]:
         """The patterns of one layer's heads.
 
         Args:
             kl: ``(P, N)``, what each head loses with each local pattern, in nats.
+            cost: ``(1 + P,)``, what a head costs that is global, or of each local pattern.
 
         Raises:
             ValueError: one of them is not finite.
@@ -111,12 +105,10 @@ class AutoRouting:
         if not np.isfinite(kl).all():
             raise ValueError("automatic routing met attention scores that are not finite; use a dtype of more range")
         loss = np.maximum(np.concatenate([np.zeros((1, kl.shape[1])), kl]).T, 0)
-        sizes = (grid.t, grid.h, grid.w)
-        cost = np.array([grid.length**2, *(e.pairs(sizes) for e in self.extents)], np.int64)
         if self.rule == "threshold":
             choice = cheapest_under(loss, cost, self.value)
         else:
-            budget = max(int(self.value * grid.length**2 * len(loss)), int(cost.min()) * len(loss))
+            budget = max(int(self.value * int(cost[0]) * len(loss)), int(cost.min()) * len(loss))
             choice = cheapest_within(loss, cost, budget)
         options = (HeadPattern.GLOBAL, *self.patterns)
         return tuple(options[i] for i in choice)
@@ -141,11 +133,11 @@ class Deciding:
     def __call__(self, layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> Callable[[], tuple[Pattern, ...]]:
         """Begin to decide, waiting for nothing. What is given waits for the device's work so far, and tells the patterns of the
         layer's heads; it raises ValueError for scores that are not finite, or too small a budget."""
-        measured = _measured(self._auto, grid, q.device)
-        kl = fetched(measured.kl(q, k).double().mean((1, 2)))  # (P, N)
+        localisation, cost = _of_grid(self._auto, grid, q.device)
+        kl = fetched(localisation.kl(q, k).double().mean((1, 2)))  # (P, N)
 
         def patterns() -> tuple[Pattern, ...]:
-            self._layers.append(self._auto.decided(kl().numpy(), grid))
+            self._layers.append(self._auto.decided(kl().numpy(), cost))
             return self._layers[-1]
 
         return patterns
@@ -156,10 +148,12 @@ class Deciding:
 
 
 @lru_cache(maxsize=4)
-def _measured(auto: AutoRouting, grid: TokenGrid, device: torch.device) -> Localisation:
-    """What is measured in each layer of each shot: with one seed, of the same queries."""
+def _of_grid(auto: AutoRouting, grid: TokenGrid, device: torch.device) -> tuple[Localisation, Costs]:
+    """What is the same in each layer of each shot: what is measured (one seed gives the same queries), what patterns cost."""
+    extents = [extent_of(p, auto.window) for p in auto.patterns]
+    cost = np.array([grid.length**2, *(e.pairs((grid.t, grid.h, grid.w)) for e in extents)], np.int64)
     with torch.inference_mode(False):
-        return Localisation(grid, auto.extents, Sampler(auto.queries, auto.seed).draw(grid, device))
+        return Localisation(grid, extents, Sampler(auto.queries, auto.seed).draw(grid, device)), cost
 
 
 class ShotRoutings:

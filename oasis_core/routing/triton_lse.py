@@ -71,6 +71,9 @@ def _lse_kernel(  # type: ignore[no-untyped-def]
     token = tl.load(queries_ptr + tl.minimum(s, count - 1)).to(tl.int64)
     place = (token % size).to(tl.int32)
     qy, qx = place // width, place % width
+    lo_y, lo_x = tl.maximum(qy - reach_h, 0), tl.maximum(qx - reach_w, 0)
+    rows, columns = tl.minimum(qy + reach_h, height - 1) - lo_y, tl.minimum(qx + reach_w, width - 1) - lo_x  # less one
+    rows, columns = rows.to(tl.uint32), columns.to(tl.uint32)
     d = tl.arange(0, DP)
     q_at = q_ptr + b * q_b + n * q_n + token[:, None] * q_l + d[None, :]
     q = tl.load(q_at) if D == DP else tl.load(q_at, mask=d[None, :] < D, other=0.0)
@@ -78,20 +81,24 @@ def _lse_kernel(  # type: ignore[no-untyped-def]
     keys = k_ptr + b * k_b + n * k_n + frame.to(tl.int64) * size * k_l
     best = tl.full([QUERIES], UNSEEN, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
+    i = tl.arange(0, KEYS)
+    ky, kx = i // width, i % width  # past the frame's end ky is no row, and nobody sees it
     for start in range(0, size, KEYS):
-        i = start + tl.arange(0, KEYS)
-        # Past the end the last key is read again, unseen: loads have no masks and are copied asynchronously.
-        k_at = keys + tl.minimum(i, size - 1).to(tl.int64)[:, None] * k_l + d[None, :]
+        # Past the end the last key is read again: loads have no masks and are copied asynchronously.
+        k_at = keys + tl.minimum(start + i, size - 1).to(tl.int64)[:, None] * k_l + d[None, :]
         k = tl.load(k_at) if D == DP else tl.load(k_at, mask=d[None, :] < D, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        ky, kx = i // width, i % width  # past the end, ky is no row
-        near = (tl.abs(ky[None, :] - qy[:, None]) <= reach_h) & (tl.abs(kx[None, :] - qx[:, None]) <= reach_w)
+        near = (ky[None, :] - lo_y[:, None]).to(tl.uint32) <= rows[:, None]  # below 0 is far above
+        near &= (kx[None, :] - lo_x[:, None]).to(tl.uint32) <= columns[:, None]
         # Finite: a query that has seen nothing yet sums nonsense, which the first key that it sees multiplies by 0.
-        scores = tl.where(near & (i < size)[None, :], scores, UNSEEN)
+        scores = tl.where(near, scores, UNSEEN)
         now = tl.maximum(best, tl.max(scores, 1))
         shift = now * scale
         total = total * tl.exp2(best * scale - shift) + tl.sum(tl.exp2(scores * scale - shift[:, None]), 1)
         best = now
+        kx += KEYS % width  # instead of a division for each key
+        ky += KEYS // width + (kx >= width)
+        kx = tl.where(kx >= width, kx - width, kx)
     row = ((part * batch + b) * heads + n) * count + s
     tl.store(
         out_ptr + row * tl.num_programs(1) + frame, (best * scale + tl.log2(total)) / 1.4426950408889634, mask=s < count
