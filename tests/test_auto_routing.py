@@ -19,6 +19,7 @@ from oasis_core.cli import main
 from oasis_core.jobs.folder import job_path
 from oasis_core.jobs.manifest import Manifest
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig, dit
+from oasis_core.model.fuse import fuse_model
 from oasis_core.model.layers import SelfAttention
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.plan import Position
@@ -123,6 +124,17 @@ def test_values_are_made_between_the_question_and_the_answer(
         pieces = -(-(5 * 4 * 4) // at_once)
         assert told == ["asked", *["values"] * pieces, "answered"] * 3
         assert torch.equal(got, model.restore(z, deciding.routing()))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_decides_as_it_runs(path: Path) -> None:
+    """Its first halves of blocks are compiled with and without values."""
+    compiled, deciding = load_checkpoint(path).model, Deciding(auto())
+    fuse_model(compiled)
+    z = torch.randn(1, 4, 5, 8, 8)
+    with torch.inference_mode():
+        got = compiled.restore(z, auto().dense(3, 4), decide=deciding)
+        assert torch.equal(got, compiled.restore(z, deciding.routing()))
 
 
 def test_the_first_layer_decides_as_a_calibration_does(model: OasisModel, frames: torch.Tensor) -> None:
