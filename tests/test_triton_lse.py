@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 CLOSE = {"cpu": 1e-4, "cuda": 5e-4}
 """In nats. The interpreter differs by 2e-6 (1e-4 as in test_triton_window.py); matrix units cut off what they sum."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GRIDS = [(1, 1, 1), (1, 1, 7), (1, 13, 9), (3, 9, 11), (5, 3, 3), (2, 17, 16), (7, 1, 5), (2, 31, 1)]
+GRIDS = [(1, 1, 1), (1, 1, 7), (1, 13, 9), (3, 9, 11), (5, 3, 3), (2, 9, 16), (7, 1, 5), (2, 31, 1)]
 REACHES = [(0, 0), (2, 2), (4, 0), (1, 40), (60, 60)]
 """Some beyond every frame."""
 EXTENTS = [Extent.parse(t) for t in ("1xallxall", "3x5x5", "3xallxall", "allx3x3", "1x3x3", "allxallx1", "9x41x41")]
@@ -33,7 +33,7 @@ def made(shape: tuple[int, int, int], heads: int, channels: int, dtype: torch.dt
     """q, k, as slices of one projection, and some queries."""
     length, g = TokenGrid(*shape).length, torch.Generator().manual_seed(channels)
     q, k, _ = (torch.randn(2, length, 3, heads, channels, generator=g) * 1.5).to(dtype).unbind(2)
-    return q, k, torch.randperm(length, generator=g)[: 1 + length // 2]
+    return q, k, torch.randperm(length, generator=g)[: min(70, 1 + length // 2)]
 
 
 def scores(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:
@@ -90,10 +90,16 @@ def check_what_is_not_finite(device: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [16, 20, 64, 128, 256])
-@pytest.mark.parametrize("shape", [*GRIDS, (3, 45, 80)])
+@pytest.mark.parametrize("shape", GRIDS)
 def test_they_are_exact_on_a_gpu(shape: tuple[int, int, int], channels: int, dtype: torch.dtype) -> None:
     check_lse("cuda", shape, 3, channels, dtype)
     check_kl("cuda", shape, 3, channels, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_they_are_exact_at_full_size(dtype: torch.dtype) -> None:
+    check_lse("cuda", (3, 45, 80), 12, 128, dtype)
 
 
 @pytest.mark.gpu
