@@ -14,7 +14,9 @@ import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from clock import now
@@ -28,6 +30,8 @@ from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.routing.auto import QUERIES, AutoRouting, Deciding
 from oasis_core.routing.calibration import measure
 from oasis_core.routing.spec import HeadPattern, Pattern, RoutingSpec
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -66,11 +70,14 @@ def main() -> None:
             if device.type != "cpu":
                 return model.restore(z, dense, decide=deciding)
 
-            def decide(layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> tuple[Pattern, ...]:
+            def timed(step: Callable[..., T], *given: object) -> T:
                 began = now(device)
-                patterns = deciding(layer, q, k, grid)
+                result = step(*given)
                 seconds[0] += now(device) - began
-                return patterns
+                return result
+
+            def decide(layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> Callable[[], tuple[Pattern, ...]]:
+                return partial(timed, timed(deciding, layer, q, k, grid))
 
             result = model.restore(z, dense, decide=decide)
             spent.setdefault(name, []).append(seconds[0])

@@ -1,4 +1,4 @@
-"""Frames on their way to a CUDA device, and finished ones back to the host, while the device works on others.
+"""Finished frames on their way from a CUDA device to the host, while the device works on others.
 
 Copies into memory that the system cannot move ("pinned") run beside the device's work and several times faster than into other
 memory; two such buffers take turns, so that it stays bounded.
@@ -13,13 +13,6 @@ import torch
 from torch import Tensor
 
 from .decode_order import Part
-
-
-def sent(frames: Tensor, device: torch.device) -> Tensor:
-    """The same on ``device``. Copies from other than pinned memory would wait for all work that a CUDA device was given."""
-    if device.type != "cuda" or frames.is_cuda:
-        return frames.to(device)
-    return frames.pin_memory().to(device, non_blocking=True)
 
 
 class _Staging:

@@ -22,7 +22,7 @@ from .color import ColorCorrector
 from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
-from .landing import kept, landed, sent
+from .landing import kept, landed
 from .model import OasisModel
 from .model.decoders import DecoderState, PixelDecoder
 from .one_step import OneStep
@@ -33,6 +33,7 @@ from .routing.auto import AutoRouting, ShotRoutings
 from .routing.spec import RoutingSpec
 from .scene_cuts import SceneCutDetector
 from .settings import CHUNK_OVERLAP, DEFAULT_FIDELITY, UpscaleSettings
+from .transfer import sent
 
 
 class Upscaler:

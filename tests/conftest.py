@@ -16,6 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a process of its own; read once, by torch's import
+
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,15 +75,25 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["OASIS_CACHE"] = tempfile.mkdtemp(prefix="oasis_tests_")  # also for fixtures that outlive a test
     config.stash[FOUND] = find_comfyui()
+    config.addinivalue_line("markers", "xdist_group(name): tests of one process, where pytest-xdist is there")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     found = config.stash[FOUND]
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("comfy") and isinstance(found, str):
             item.add_marker(pytest.mark.skip(reason=found))
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests that one process runs, where several share the work: a file's, all that use ComfyUI's server, all that use Ray."""
+    if item.get_closest_marker("comfy"):
+        return "comfy"
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    return "ray" if folder == "engines" else str(item.path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

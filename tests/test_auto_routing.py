@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +12,22 @@ import numpy as np
 import pytest
 import torch
 
+from oasis_core.attention import TokenGrid
 from oasis_core.checkpoints import load_checkpoint, save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.cli import main
 from oasis_core.jobs.folder import job_path
 from oasis_core.jobs.manifest import Manifest
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig, dit
+from oasis_core.model.fuse import fuse_model
+from oasis_core.model.layers import SelfAttention
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.plan import Position
 from oasis_core.routing import HeadPattern, RoutingSpec
 from oasis_core.routing.auto import AutoRouting, Deciding, ShotRoutings
 from oasis_core.routing.calibrated import first_chunk
 from oasis_core.routing.calibration import measure
+from oasis_core.routing.spec import Pattern
 
 GLOBAL, FRAME, NEAR = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
 FRAMES, CUT = 30, 17
@@ -96,6 +101,40 @@ def test_the_chunk_that_is_decided_on_is_made_with_the_decision(
         assert len(kinds) > 1
     if choice.rule == "budget":
         assert all(RoutingSpec((layer,), WINDOW).cost((5, 8, 8)) <= 0.4 for layer in routing.layers)
+
+
+@pytest.mark.parametrize("at_once", [50, 1024])
+def test_values_are_made_between_the_question_and_the_answer(
+    model: OasisModel, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a device makes them while the host decides."""
+    monkeypatch.setattr(dit, "CPU_TOKENS", at_once)
+    told, values = [], SelfAttention.values
+    monkeypatch.setattr(SelfAttention, "values", lambda self, x: told.append("values") or values(self, x))
+    deciding = Deciding(auto())
+
+    def decide(layer: int, q: torch.Tensor, k: torch.Tensor, grid: TokenGrid) -> Callable[[], tuple[Pattern, ...]]:
+        told.append("asked")
+        patterns = deciding(layer, q, k, grid)
+        return lambda: told.append("answered") or patterns()
+
+    z = torch.randn(1, 4, 5, 8, 8)
+    with torch.inference_mode():
+        got = model.restore(z, auto().dense(3, 4), decide=decide)
+        pieces = -(-(5 * 4 * 4) // at_once)
+        assert told == ["asked", *["values"] * pieces, "answered"] * 3
+        assert torch.equal(got, model.restore(z, deciding.routing()))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_decides_as_it_runs(path: Path) -> None:
+    """Its first halves of blocks are compiled with and without values."""
+    compiled, deciding = load_checkpoint(path).model, Deciding(auto())
+    fuse_model(compiled)
+    z = torch.randn(1, 4, 5, 8, 8)
+    with torch.inference_mode():
+        got = compiled.restore(z, auto().dense(3, 4), decide=deciding)
+        assert torch.equal(got, compiled.restore(z, deciding.routing()))
 
 
 def test_the_first_layer_decides_as_a_calibration_does(model: OasisModel, frames: torch.Tensor) -> None:

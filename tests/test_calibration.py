@@ -11,7 +11,7 @@ import torch
 from oasis_core.attention import TokenGrid
 from oasis_core.attention.reference import pattern_mask
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
-from oasis_core.routing import Extent, HeadPattern, RoutingSpec, divergence, kernel_lse
+from oasis_core.routing import Extent, HeadPattern, RoutingSpec, divergence
 from oasis_core.routing.assignment import assign_by_budget, assign_by_shares, assign_by_threshold
 from oasis_core.routing.budget import cheapest_within
 from oasis_core.routing.calibration import Divergences, check_dense, measure
@@ -248,26 +248,3 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         ValueError, match="model routed cannot be calibrated: only 25% of its heads .* give the dense one"
     ):
         check_dense(RoutingSpec.by_ratio(2, 4, 0.25, 0.5), "routed")
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 7), (3, 4, 7), (2, 9, 1), (5, 3, 3)])
-@pytest.mark.parametrize("held", [1, 500, 2**24])
-def test_what_the_kernels_log_sum_exps_give_is_the_same(
-    shape: tuple[int, int, int], held: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The way of a GPU, with a stand-in for its kernel."""
-
-    def kernel(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("nsd,tnkd->tnsk", q.float(), keys.float()).mul(q.shape[-1] ** -0.5).logsumexp(-1)
-
-    monkeypatch.setattr(kernel_lse, "HELD", held)
-    monkeypatch.setattr(kernel_lse, "_kernel_lse", kernel)
-    grid, generator = TokenGrid(*shape), torch.Generator().manual_seed(0)
-    q, k = (torch.randn(2, grid.length, 3, 8, generator=generator).bfloat16() for _ in range(2))
-    queries = torch.randperm(grid.length, generator=generator)[: 1 + grid.length // 2]
-    assert kernel_lse.missing(q) is not None
-    expected = localisation_kl(q, k, grid, EXTENTS, queries)
-    monkeypatch.setattr(kernel_lse, "missing", lambda q: None)
-    got = localisation_kl(q, k, grid, EXTENTS, queries)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

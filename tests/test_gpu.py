@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_core.attention import TokenGrid, routed_attention
+from oasis_core.attention import TokenGrid, routed, routed_attention
 from oasis_core.attention.backends import BACKENDS, backend_for
 from oasis_core.attention.reference import reference_attention
 from oasis_core.checkpoints import embedded_path, load_checkpoint
 from oasis_core.color import ColorMethod
-from oasis_core.landing import sent
 from oasis_core.memory import working_memory
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig, dit
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.plan import Position
 from oasis_core.ready import ready
-from oasis_core.routing import Extent, HeadPattern, RoutingSpec, kernel_lse
+from oasis_core.routing import Extent, HeadPattern, RoutingSpec
 from oasis_core.routing.auto import AutoRouting, Deciding
-from oasis_core.routing.divergence import localisation_kl
+from oasis_core.routing.divergence import kernel_missing, localisation_kl
 from oasis_core.training.config import LossWeights, StageConfig, TrainConfig
 from oasis_core.training.feed import Batch
 from oasis_core.training.parallel import Group
 from oasis_core.training.state import TrainState
 from oasis_core.training.trainer import Trainer
+from oasis_core.transfer import sent
 from oasis_core.video_io import VideoReader
 
 pytestmark = pytest.mark.gpu
@@ -81,10 +81,41 @@ def test_what_localising_loses_is_the_same() -> None:
 def test_what_localising_loses_is_the_same_by_the_kernel(dtype: torch.dtype) -> None:
     grid, generator = TokenGrid(4, 17, 19), torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, grid.length, 5, 64, generator=generator).to(dtype) for _ in range(2))
-    assert kernel_lse.missing(q.cuda()) is None
+    assert kernel_missing(q.cuda().device, dtype, 64) is None
     extents, queries = [Extent.parse(t) for t in ("1xallxall", "3x5x5", "allx5x5")], torch.randperm(grid.length)[:64]
     got = localisation_kl(q.cuda(), k.cuda(), grid, extents, queries.cuda()).cpu()
     torch.testing.assert_close(got, localisation_kl(q, k, grid, extents, queries), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [100, 10**6])
+def test_a_decision_makes_nothing_wait_but_itself(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the pass in which it is made is, bit for bit, one with the routing that it found; in slices too."""
+    monkeypatch.setattr(dit, "DEVICE_TOKENS", at_once)
+    config = OasisConfig("small", dim=256, heads=4, ffn_dim=128, depth=3)
+    torch.manual_seed(0)
+    model = OasisModel(config).eval()
+    model.init_weights()
+    torch.nn.init.normal_(model.dit.head.head.weight, std=0.02)
+    for name, p in model.named_parameters():
+        if "norm_" in name:
+            p.data *= torch.linspace(0.5, 4, len(p))  # attention of a sharpness of its own in each head
+    model.to(CUDA, torch.bfloat16)
+    z = torch.randn(1, config.latent_channels, 5, 16, 18).to(CUDA, torch.bfloat16)
+    auto = AutoRouting("threshold", 2.5)
+    dense = auto.dense(config.depth, config.heads)
+    with torch.inference_mode():
+        model.restore(z, dense, decide=Deciding(auto))  # what is made once for a grid may wait
+        routed._index.cache_clear()  # as if the heads came in an order that is new
+        deciding = Deciding(auto)
+        torch.cuda.set_sync_debug_mode("error")  # but for events
+        try:
+            got = model.restore(z, dense, decide=deciding)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        routing = deciding.routing()
+        assert torch.equal(got, model.restore(z, routing))
+        assert not torch.equal(got, model.restore(z, dense))
+    assert all(len(set(layer)) > 1 for layer in routing.layers)
 
 
 def test_deciding_costs_under_two_percent_of_a_forward_pass() -> None:

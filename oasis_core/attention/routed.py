@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..routing.extent import Extent
 from ..routing.spec import Pattern, extent_of, grouped_order, kinds_of
+from ..transfer import sent
 from .backend import Backend
 from .backends import SDPA
 from .grid import TokenGrid
@@ -62,7 +63,7 @@ def routed_attention(
 @lru_cache(maxsize=256)
 def _index(heads: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(heads, device=device)
+        return sent(torch.tensor(heads), device)
 
 
 def _run(

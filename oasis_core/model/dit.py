@@ -30,8 +30,9 @@ DEVICE_TOKENS = 16384
 
 Observer = Callable[[int, Tensor, Tensor, TokenGrid], None]
 """Called with the layer, its q and k ``(B, L, N, D)`` and their grid."""
-Decider = Callable[[int, Tensor, Tensor, TokenGrid], tuple[Pattern, ...]]
-"""Called likewise; gives the patterns of the layer's heads."""
+Decider = Callable[[int, Tensor, Tensor, TokenGrid], Callable[[], tuple[Pattern, ...]]]
+"""Called likewise, before the layer's values are made: begins to decide. What it gives is called after that, and tells the
+patterns of the layer's heads: so a device makes values meanwhile, and does not wait for the host."""
 
 
 class DiT(nn.Module):
@@ -207,10 +208,17 @@ class DiT(nn.Module):
         if not torch.is_grad_enabled() and (x.device.type == "cpu" or x.shape[1] > at_once):
             rest = (layer, modulation, rope, self.context, grid, routing, self.attention, observe, decide)
             return _block_in_slices(block, x, *rest, at_once)
-        q, k, v = block.before(x, modulation, rope)
+        patterns = routing.layers[layer]
+        if decide is None:
+            q, k, v = block.before(x, modulation, rope)
+        else:
+            q, k, normed = block.before_values(x, modulation, rope)
+            decision = decide(layer, q, k, grid)
+            v = block.self_attn.values(normed)
+            del normed
+            patterns = decision()
         if observe is not None:
             observe(layer, q, k, grid)
-        patterns = routing.layers[layer] if decide is None else decide(layer, q, k, grid)
         attended = routed_attention(q, k, v, grid, patterns, routing.window, self.attention)
         del q, k, v
         return block.after(x, attended, modulation, self.context)
@@ -236,13 +244,35 @@ def _block_in_slices(
     pieces = -(-x.shape[1] // at_once)
     at_once = -(-x.shape[1] // pieces)  # of equal size, so that one compilation serves them all
     slices = [slice(start, start + at_once) for start in range(0, x.shape[1], at_once)]
-    for s in slices:
-        q[:, s], k[:, s], v[:, s] = block.before(x[:, s], modulation, (rope[0][s], rope[1][s]))
+    patterns = routing.layers[layer]
+    if decide is None:
+        for s in slices:
+            q[:, s], k[:, s], v[:, s] = block.before(x[:, s], modulation, (rope[0][s], rope[1][s]))
+    else:
+        patterns = _decided_in_slices(block, x, modulation, rope, slices, (q, k, v), layer, grid, decide)
     if observe is not None:
         observe(layer, q, k, grid)
-    patterns = routing.layers[layer] if decide is None else decide(layer, q, k, grid)
     attended = routed_attention(q, k, v, grid, patterns, routing.window, attention)
     del q, k, v
     for s in slices:
         x[:, s] = block.after(x[:, s], attended[:, s], modulation, context)
     return x
+
+
+def _decided_in_slices(
+    block: Block, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], slices: list[slice],
+    qkv: tuple[Tensor, Tensor, Tensor], layer: int, grid: TokenGrid, decide: Decider,
+) -> tuple[Pattern, ...]:  # fmt: skip
+    """Fills ``qkv`` slice by slice, the values while it is decided; gives the decision.
+
+    Between the two the normed tokens are kept, as large as what the attention will give: no more memory than that needs.
+    """
+    q, k, v = qkv
+    normed = []
+    for s in slices:
+        q[:, s], k[:, s], some = block.before_values(x[:, s], modulation, (rope[0][s], rope[1][s]))
+        normed.append(some)
+    decision = decide(layer, q, k, grid)
+    for s, some in zip(slices, normed, strict=True):
+        v[:, s] = block.self_attn.values(some)
+    return decision()

@@ -24,6 +24,7 @@ def fuse_model(model: OasisModel, dynamic: bool | None = False) -> None:
     for block in model.dit.blocks if model.dit.folded is None else ():  # folded, they are kernels and matrix products
         assert isinstance(block, Block)
         block.before = _compiled(block.before, dynamic)  # type: ignore[method-assign]
+        block.before_values = _compiled(block.before_values, dynamic)  # type: ignore[method-assign]
         block.after = _compiled(block.after, dynamic)  # type: ignore[method-assign]
     if not isinstance(model.decoder, PixelDecoder):
         return  # a decoder with a state is convolutions and kernels of its own

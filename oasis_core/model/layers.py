@@ -105,13 +105,17 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
 
-    def qkv(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``(B, L, N, D)`` as the attention sees them."""
-        q, k, v = self.q(x), self.k(x), self.v(x).unflatten(-1, (self.heads, -1))
+    def queries_keys(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries and keys ``(B, L, N, D)`` as the attention sees them, of normed tokens ``(B, L, dim)``."""
+        q, k = self.q(x), self.k(x)
         if fused(q):
-            return *norm_rope(q, k, self.norm_q.weight, self.norm_k.weight, rope, self.heads), v
+            return norm_rope(q, k, self.norm_q.weight, self.norm_k.weight, rope, self.heads)
         q, k = (y.unflatten(-1, (self.heads, -1)) for y in (self.norm_q(q), self.norm_k(k)))
-        return apply_rope(q, rope), apply_rope(k, rope), v
+        return apply_rope(q, rope), apply_rope(k, rope)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Likewise the values."""
+        return self.v(x).unflatten(-1, (self.heads, -1))
 
     def out(self, attended: Tensor) -> Tensor:
         """Heads ``(B, L, N, D)`` joined and projected: ``(B, L, dim)``."""
@@ -139,7 +143,8 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """Self-attention, optional cross-attention, feed-forward; each around the residual stream.
 
-    In two halves, with the routed attention between them: ``before`` and ``after`` do not depend on the routing.
+    In two halves, with the routed attention between them: ``before`` and ``after`` do not depend on the routing. ``before`` can
+    be had in two steps, so that the routing may be decided on queries and keys while the values are made.
     """
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, cross_attention: bool) -> None:
@@ -152,8 +157,17 @@ class Block(nn.Module):
 
     def before(self, x: Tensor, time: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v ``(B, L, N, D)`` of ``x`` (B, L, dim); ``time`` (1, 6, dim) as in ``after``."""
+        normed = self._normed(x, time)
+        return *self.self_attn.queries_keys(normed, rope), self.self_attn.values(normed)
+
+    def before_values(self, x: Tensor, time: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """``before`` without the values: q, k, and what ``self_attn.values`` makes them of ``(B, L, dim)``."""
+        normed = self._normed(x, time)
+        return *self.self_attn.queries_keys(normed, rope), normed
+
+    def _normed(self, x: Tensor, time: Tensor) -> Tensor:
         shift, scale = (self.modulation[:, :2].float() + time[:, :2].float()).unbind(1)
-        return self.self_attn.qkv(modulated_norm(x, shift, scale), rope)
+        return modulated_norm(x, shift, scale)
 
     def after(self, x: Tensor, attended: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         """The residual stream after the block.

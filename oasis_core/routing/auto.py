@@ -11,14 +11,16 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..attention import TokenGrid
+from ..transfer import fetched
 from .assignment import cheapest_under
-from .budget import cheapest_within
+from .budget import Costs, Losses, cheapest_within
 from .calibration import CANDIDATES, Sampler, candidate_patterns
 from .divergence import Localisation
 from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, parse_pattern, pattern_text
@@ -90,6 +92,27 @@ class AutoRouting:
         except (KeyError, TypeError, ValueError, RecursionError) as e:
             raise ValueError(f"automatic routing cannot be read ({e}); expected what OASIS wrote") from None
 
+    def decided(self, kl: Losses, cost: Costs) -> tuple[Pattern, ...]:
+        """The patterns of one layer's heads.
+
+        Args:
+            kl: ``(P, N)``, what each head loses with each local pattern, in nats.
+            cost: ``(1 + P,)``, what a head costs that is global, or of each local pattern.
+
+        Raises:
+            ValueError: one of them is not finite.
+        """
+        if not np.isfinite(kl).all():
+            raise ValueError("automatic routing met attention scores that are not finite; use a dtype of more range")
+        loss = np.maximum(np.concatenate([np.zeros((1, kl.shape[1])), kl]).T, 0)
+        if self.rule == "threshold":
+            choice = cheapest_under(loss, cost, self.value)
+        else:
+            budget = max(int(self.value * int(cost[0]) * len(loss)), int(cost.min()) * len(loss))
+            choice = cheapest_within(loss, cost, budget)
+        options = (HeadPattern.GLOBAL, *self.patterns)
+        return tuple(options[i] for i in choice)
+
     def dense(self, depth: int, heads: int) -> RoutingSpec:
         """What the model runs before anything is decided."""
         return RoutingSpec.uniform(depth, heads, HeadPattern.GLOBAL, self.window)
@@ -105,33 +128,32 @@ class Deciding:
 
     def __init__(self, auto: AutoRouting) -> None:
         self._auto, self._layers = auto, list[tuple[Pattern, ...]]()
-        self._sampler = Sampler(auto.queries, auto.seed)
-        self._localisation: Localisation | None = None
 
     @torch.no_grad()
-    def __call__(self, layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> tuple[Pattern, ...]:
-        """Patterns of the layer's heads. Raises ValueError for scores that are not finite, or too small a budget."""
-        auto, sizes = self._auto, (grid.t, grid.h, grid.w)
-        extents = [extent_of(p, auto.window) for p in auto.patterns]
-        if self._localisation is None:  # the same queries in all layers: one index, made once
-            self._localisation = Localisation(grid, extents, self._sampler.draw(grid, q.device))
-        kl = self._localisation.kl(q, k).double().mean((1, 2)).cpu().numpy()  # (P, N); waits for the device
-        if not np.isfinite(kl).all():
-            raise ValueError("automatic routing met attention scores that are not finite; use a dtype of more range")
-        loss = np.maximum(np.concatenate([np.zeros((1, kl.shape[1])), kl]).T, 0)
-        cost = np.array([grid.length**2, *(e.pairs(sizes) for e in extents)], np.int64)
-        if auto.rule == "threshold":
-            choice = cheapest_under(loss, cost, auto.value)
-        else:
-            budget = max(int(auto.value * grid.length**2 * len(loss)), int(cost.min()) * len(loss))
-            choice = cheapest_within(loss, cost, budget)
-        options = (HeadPattern.GLOBAL, *auto.patterns)
-        self._layers.append(tuple(options[i] for i in choice))
-        return self._layers[-1]
+    def __call__(self, layer: int, q: Tensor, k: Tensor, grid: TokenGrid) -> Callable[[], tuple[Pattern, ...]]:
+        """Begin to decide, waiting for nothing. What is given waits for the device's work so far, and tells the patterns of the
+        layer's heads; it raises ValueError for scores that are not finite, or too small a budget."""
+        localisation, cost = _of_grid(self._auto, grid, q.device)
+        kl = fetched(localisation.kl(q, k).double().mean((1, 2)))  # (P, N)
+
+        def patterns() -> tuple[Pattern, ...]:
+            self._layers.append(self._auto.decided(kl().numpy(), cost))
+            return self._layers[-1]
+
+        return patterns
 
     def routing(self) -> RoutingSpec:
         """What was decided, after the pass."""
         return RoutingSpec(tuple(self._layers), self._auto.window)
+
+
+@lru_cache(maxsize=4)
+def _of_grid(auto: AutoRouting, grid: TokenGrid, device: torch.device) -> tuple[Localisation, Costs]:
+    """What is the same in each layer of each shot: what is measured (one seed gives the same queries), what patterns cost."""
+    extents = [extent_of(p, auto.window) for p in auto.patterns]
+    cost = np.array([grid.length**2, *(e.pairs((grid.t, grid.h, grid.w)) for e in extents)], np.int64)
+    with torch.inference_mode(False):
+        return Localisation(grid, extents, Sampler(auto.queries, auto.seed).draw(grid, device)), cost
 
 
 class ShotRoutings:

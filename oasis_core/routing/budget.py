@@ -58,15 +58,14 @@ def _search(loss: Losses, cost: Costs, budget: int, reduced: Losses, gap: float,
     for head in undecided:
         rest -= int(cost.min())
         open_options = np.flatnonzero(able[head])
-        parent = np.repeat(np.arange(len(spent)), len(open_options))
-        option = np.tile(open_options, len(spent))
-        costs, losses = spent[parent] + cost[option], lost[parent] + loss[head, option]
-        overs = over[parent] + reduced[head, option]
+        costs = (spent[:, None] + cost[open_options]).ravel()
+        losses = (lost[:, None] + loss[head, open_options]).ravel()
+        overs = (over[:, None] + reduced[head, open_options]).ravel()
         keep = np.flatnonzero((costs + rest <= budget) & (overs <= gap))
         keep = keep[np.lexsort((losses[keep], costs[keep]))]
         best = np.minimum.accumulate(losses[keep])
         keep = keep[np.concatenate(([True], losses[keep][1:] < best[:-1]))] if len(keep) else keep
-        steps.append((parent[keep], option[keep]))
+        steps.append((keep // len(open_options), open_options[keep % len(open_options)]))
         spent, lost, over = costs[keep], losses[keep], overs[keep]
     lost = lost[spent <= budget]
     if not len(lost) or lost.min() >= value:
@@ -96,9 +95,10 @@ def _price(loss: Losses, cost: Costs, budget: int) -> float:
     if fits(0.0):
         return 0.0
     dear, cheap = np.nonzero(cost[:, None] > cost[None])
-    equal = ((loss[:, cheap] - loss[:, dear]) / (cost[dear] - cost[cheap])).ravel()
-    enough = 2 * float(loss.max() - loss.min() + 1e-300) / float(np.diff(np.unique(cost)).min())
-    prices = np.append(np.unique(equal[equal > 0]) * (1 + ROUNDING), enough)
+    saved = cost[dear] - cost[cheap]
+    equal = ((loss[:, cheap] - loss[:, dear]) / saved).ravel()
+    enough = 2 * float(loss.max() - loss.min() + 1e-300) / float(saved.min())
+    prices = np.append(np.sort(equal[equal > 0]) * (1 + ROUNDING), enough)
     low, high = -1, len(prices) - 1
     while high - low > 1:
         middle = (low + high) // 2

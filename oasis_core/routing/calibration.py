@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..attention import TokenGrid
 from ..model import OasisModel
+from ..transfer import sent
 from .divergence import localisation_kl
 from .extent import Extent
 from .spec import DEFAULT_WINDOW, HeadPattern, Pattern, RoutingSpec, extent_of, named
@@ -87,10 +88,10 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self, grid: TokenGrid, device: torch.device) -> Tensor:
-        """Indices into the grid's tokens, none twice."""
+        """Indices into the grid's tokens, none twice; waits for nothing."""
         if not 0 < self.queries < grid.length:
             return torch.arange(grid.length, device=device)
-        return torch.randperm(grid.length, generator=self._generator)[: self.queries].to(device)
+        return sent(torch.randperm(grid.length, generator=self._generator)[: self.queries], device)
 
 
 @torch.no_grad()

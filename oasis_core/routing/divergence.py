@@ -5,19 +5,20 @@ KL(local || global) = -log(mass of global attention in S) = lse_global - lse_loc
 
 All candidates share one matrix of scores, reduced frame by frame: the log-sum-exp of each whole frame, and of the part of it
 that a candidate sees. What remains are a few numbers for each query and frame; each candidate takes the frames that it sees.
-Where a kernel gives log-sum-exps (``kernel_lse``), there is no such matrix, and what a candidate sees of frames is gathered.
+Where Triton runs, a kernel gives these numbers (``triton_lse``), and there is no such matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from ..attention import TokenGrid
-from . import kernel_lse
+from ..attention.triton_here import needs_triton
+from ..transfer import sent
 from .extent import Extent
 
 SCORES = {"cpu": 2**18}
@@ -25,85 +26,81 @@ SCORES = {"cpu": 2**18}
 SCORES_ELSE = 2**24
 """On other devices: 64 MiB, little beside a forward pass."""
 
+HALVES = (torch.float16, torch.bfloat16)
+WIDEST = 256
+"""Channels of a head that the kernel takes: what fits the shared memory of consumers' GPUs."""
+
+
+@lru_cache(maxsize=16)
+def kernel_missing(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why ``triton_lse`` cannot take such heads there; None where it can."""
+    if why := needs_triton(device):
+        return why
+    if dtype not in (torch.float32, *HALVES):
+        return f"it computes in fp32, bf16 or fp16, not in {dtype}"
+    return None if head_dim <= WIDEST else f"heads of {head_dim} channels; it takes up to {WIDEST}"
+
 
 class Localisation:
     """Candidates and sampled queries of one grid: what does not change from layer to layer is made once."""
 
     def __init__(self, grid: TokenGrid, extents: Sequence[Extent], queries: Tensor) -> None:
         """``queries``: S indices into the grid's L tokens, on the device that q and k will be on."""
-        self._grid, self._extents, self._queries = grid, tuple(extents), queries
-        sizes, one_frame = (grid.t, grid.h, grid.w), TokenGrid(1, grid.h, grid.w)
-        frame, place = queries // grid.frame, queries % grid.frame
-        distance = (torch.arange(grid.t, device=queries.device) - frame[:, None]).abs()  # (S, t)
-        reaches = [e.reach(sizes) for e in extents]
-        self._parts: list[tuple[Tensor, Tensor]] = []
-        """Of a frame: indices ``(S, K)`` of the tokens that a candidate sees, and whether it does not see them."""
-        which, known = [0], dict[tuple[int, int], int]()
+        self._grid, self._queries, device = grid, queries, queries.device
         everything = (grid.h - 1, grid.w - 1)
-        for extent, (_, h, w) in zip(extents, reaches, strict=True):
-            if (h, w) != everything and (h, w) not in known:
-                index, seen = box(one_frame, Extent(1, extent.h, extent.w), place)
-                self._parts.append((index, ~seen))
-                known[h, w] = len(self._parts)
-            which.append(known.get((h, w), 0))
-        self._whole = [i for i, part in enumerate(which) if part == 0]
-        """Those of global attention (0) and the candidates (from 1) that see whole frames."""
-        self._which = torch.tensor(which, device=queries.device)
-        """Of global attention and each candidate: 0, all of a frame, or 1 + its part."""
-        beyond = [distance > t for t in (grid.t, *(t for t, _, _ in reaches))]
-        self._beyond = torch.stack(beyond)[:, None, None]
+        reaches = [e.reach((grid.t, grid.h, grid.w)) for e in extents]
+        parts = tuple(dict.fromkeys([everything, *((h, w) for _, h, w in reaches)]))
+        self._parts = parts
+        """Rows and columns that are seen to each side in a frame, each pair once; first all of them."""
+        which = [0, *(parts.index((h, w)) for _, h, w in reaches)]
+        self._which = sent(torch.tensor(which), device)
+        """Of global attention and each candidate: its part."""
+        self._reaches = sent(torch.tensor(parts, dtype=torch.int32), device)
+        distance = (torch.arange(grid.t, device=device) - (queries // grid.frame)[:, None]).abs()  # (S, t)
+        self._beyond = torch.stack([distance > t for t in (grid.t, *(t for t, _, _ in reaches))])[:, None, None]
         """Likewise the frames ``(1 + P, 1, 1, S, t)`` that it does not see."""
-        self._beyond_whole = torch.stack([beyond[i] for i in self._whole])[:, None]
 
     def kl(self, q: Tensor, k: Tensor) -> Tensor:
-        """KL(local || global) ``(P, B, S, N)`` in nats, fp32 (fp64 for fp64), at least 0 but for rounding.
+        """KL(local || global) ``(P, B, S, N)`` in nats, fp32 (fp64 for fp64), at least 0 but for rounding. No backward pass.
 
         q, k: ``(B, L, N, D)`` as the attention sees them.
         """
-        every = self._by_scores(q, k) if kernel_lse.missing(q) else self._by_kernel(q, k)
+        lse = self._by_scores(q, k) if kernel_missing(q.device, q.dtype, q.shape[-1]) else self._by_kernel(q, k)
+        every = _logsumexp(lse[self._which].masked_fill_(self._beyond, float("-inf")))  # (1 + P, B, N, S)
         return (every[0] - every[1:]).transpose(2, 3)
 
-    @cached_property
-    def _boxes(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """Of each candidate (from 1) that sees parts of frames: the keys ``(S, K)`` near each query, and whether it does not
-        see them."""
-        own = [i for i in range(1, 1 + len(self._extents)) if i not in self._whole]
-        boxes = {i: box(self._grid, self._extents[i - 1], self._queries) for i in own}
-        return {i: (index, ~seen) for i, (index, seen) in boxes.items()}
-
     def _by_kernel(self, q: Tensor, k: Tensor) -> Tensor:
-        """Log-sum-exps ``(1 + P, B, N, S)`` of global attention and of each candidate."""
-        return torch.stack([self._of_kernel(*both) for both in zip(q[:, self._queries], k, strict=True)], 1)
+        """Log-sum-exps ``(parts, B, N, S, t)`` of each query and what it sees of each frame; waits for nothing."""
+        from .triton_lse import lse_of_parts  # Triton may be missing
 
-    def _of_kernel(self, q: Tensor, k: Tensor) -> Tensor:
-        """``(1 + P, N, S)`` of the sampled queries ``(S, N, D)`` and all keys ``(L, N, D)``; nothing in it waits."""
-        frames = kernel_lse.lse_by_frame(q, k, self._grid.t)  # (N, S, t)
-        whole = frames.masked_fill(self._beyond_whole, float("-inf")).logsumexp(-1).unbind()
-        found = dict(zip(self._whole, whole, strict=True))
-        for i, (index, unseen) in self._boxes.items():
-            found[i] = kernel_lse.lse_of_gathered(q, k, index, unseen)
-        return torch.stack([found[i] for i in range(len(found))])
+        return lse_of_parts(q, k, self._grid, self._queries, self._reaches)
+
+    @cached_property
+    def _boxes(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each part but the whole: of a frame, the indices ``(S, K)`` of what each query sees, and what of it it does not."""
+        one_frame, place = TokenGrid(1, self._grid.h, self._grid.w), self._queries % self._grid.frame
+        boxes = (box(one_frame, Extent(1, 2 * h + 1, 2 * w + 1), place) for h, w in self._parts[1:])
+        return [(index, ~seen) for index, seen in boxes]
 
     def _by_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """The same of a matrix of scores, some at a time."""
         b, _, n, _ = q.shape
         grid, count = self._grid, len(self._queries)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        # For each query and frame: all of the frame, then each part.
-        lse = torch.empty(1 + len(self._parts), b, n, count, grid.t, dtype=dtype, device=q.device)
+        lse = torch.empty(len(self._parts), b, n, count, grid.t, dtype=dtype, device=q.device)
         budget = SCORES.get(q.device.type, SCORES_ELSE)
         for some, heads, frames in _pieces(count, n, grid, budget):
             seen = slice(frames.start * grid.frame, frames.stop * grid.frame)
-            parts = [(index[some], unseen[some]) for index, unseen in self._parts]
+            boxes = [(index[some], unseen[some]) for index, unseen in self._boxes]
             for i in range(b):
                 scores = _scores(q[i, self._queries[some], heads], k[i, seen, heads], dtype)  # (n, s, f * frame)
                 scores = scores.unflatten(-1, (-1, grid.frame))
                 lse[0, i, heads, some, frames] = _logsumexp(scores)
-                for p, part in enumerate(parts, 1):
-                    index, unseen = (x[None, :, None] for x in part)
+                for p, both in enumerate(boxes, 1):
+                    index, unseen = (x[None, :, None] for x in both)
                     near = scores.gather(-1, index.expand(len(scores), -1, scores.shape[2], -1))
                     lse[p, i, heads, some, frames] = _logsumexp(near.masked_fill_(unseen, float("-inf")))
-        return _logsumexp(lse[self._which].masked_fill_(self._beyond, float("-inf")))
+        return lse
 
 
 def localisation_kl(q: Tensor, k: Tensor, grid: TokenGrid, extents: Sequence[Extent], queries: Tensor) -> Tensor:
@@ -133,7 +130,7 @@ def _scores(q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
     """q k / sqrt(D) ``(N, S, K)`` in ``dtype``, of q ``(S, N, D)`` and k ``(K, N, D)``."""
     scale = q.shape[-1] ** -0.5
     q, k = q.transpose(0, 1), k.transpose(0, 1)
-    if q.dtype in kernel_lse.HALVES and _sums_halves_in_fp32(q.device):
+    if q.dtype in HALVES and _sums_halves_in_fp32(q.device):
         return torch.bmm(q, k.mT, out_dtype=dtype).mul_(scale)
     return torch.bmm(q.to(dtype) * scale, k.to(dtype).contiguous().mT)  # a copy, but the product takes half the time
 

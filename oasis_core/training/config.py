@@ -127,6 +127,8 @@ class TrainConfig:
     """Glob patterns of files to leave out."""
     validation: tuple[str, ...] = ()
     """Glob patterns of clips to hold out: every ``save_every`` steps the averaged model is scored on them."""
+    validation_seen: tuple[str, ...] = ()
+    """Glob patterns of clips that are trained on, scored beside them: what is learned by heart is better there alone."""
     use_licences: str | None = None
     """Regular expression that a file's licence (column 3 of the data's LICENCES.tsv) must match; None: use all."""
     out: str = "out/train"

@@ -182,7 +182,7 @@ def test_an_interrupted_job_goes_on_with_ray(
         assert run(clip, out, path, "--routing", AUTO) == 2
     manifest = read_manifest(job_path(out))
     assert manifest is not None
-    assert set(manifest.routings) == {0}
+    assert {0} <= set(manifest.routings) <= {0, CUT}  # how far ahead the model was
 
     class Contrary(SegmentWorker):
         def _tried(self, order: Order) -> Outcome:

@@ -233,11 +233,13 @@ def test_held_out_clips_are_scored_and_never_trained_on(
 ) -> None:
     monkeypatch.setattr(validation, "SIZE", 64)
     held = config(data, tmp_path / "out", validation=("pan_1.mp4", "still_0.jpg"), save_every=3)
+    held = dataclasses.replace(held, validation_seen=("pan_0.mp4",))
     loop.train(held, CPU)
     lines = [json.loads(line) for line in (tmp_path / "out" / "validation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6, 6]
     assert lines[1]["fidelity 0"] == lines[2]["fidelity 0"]  # no draw differs from one time to the next
     assert lines[1]["transformer zeroed"] != lines[1]["fidelity 0"]
+    assert lines[0]["seen in training"] != lines[1]["seen in training"]
     with Feed(held, CPU, start=0, stop=1, workers=0) as feed:
         assert (len(feed._library.clips), len(feed._library.stills)) == (1, 2)
 
