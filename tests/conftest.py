@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED = ("tests/comfy/", "tests/engines/")
 REMEDY = "get it by `pip install comfy-cli`, `comfy install`; or set COMFYUI_PATH (and COMFYUI_PYTHON, its interpreter)"
 COMFYUI_IMPORTS = (
     "aiohttp",
@@ -75,25 +77,29 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["OASIS_CACHE"] = tempfile.mkdtemp(prefix="oasis_tests_")  # also for fixtures that outlive a test
     config.stash[FOUND] = find_comfyui()
-    config.addinivalue_line("markers", "xdist_group(name): tests of one process, where pytest-xdist is there")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     found = config.stash[FOUND]
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("comfy") and isinstance(found, str):
             item.add_marker(pytest.mark.skip(reason=found))
 
 
-def group_of(item: pytest.Item) -> str:
-    """Tests that one process runs, where several share the work: a file's, all that use ComfyUI's server, all that use Ray."""
-    if item.get_closest_marker("comfy"):
-        return "comfy"
-    folder = item.path.relative_to(ROOT / "tests").parts[0]
-    return "ray" if folder == "engines" else str(item.path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where pytest-xdist shares the tests among processes: each file stays in one, and so do all that use ComfyUI's server, and
+    all that use Ray."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((folder for folder in SHARED if file.startswith(folder)), file)
+
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
