@@ -156,7 +156,7 @@ class TrainConfig:
     clip_gradient: float = 1.0
     """Gradients are scaled down to this norm."""
     save_every: int = 1000
-    """Steps between saved states."""
+    """Steps between saved states, each with the weights as they are then."""
     licence: str = "Apache-2.0"
 
     def __post_init__(self) -> None:

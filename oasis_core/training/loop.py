@@ -96,6 +96,7 @@ def _run(
             trainer.step(batch, deadline.ease * learning_rate(stage, offset), offset)
             if state.step % config.save_every == 0 and group.leads:
                 state.save(out / "state.pt")
+                write_weights(config, state, weights_path(config))
                 save_preview(out / f"preview_{state.step:06d}.png", state, batch)
                 save_plot(out)
                 if check is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oasis_core.checkpoints import load_checkpoint
+from oasis_core.checkpoints.read import read_metadata
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.routing import HeadPattern
 from oasis_core.routing.calibrated import read_calibrated
@@ -69,6 +70,7 @@ def test_resuming_equals_running_through(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Trainer, "step", stop_after_four)
         loop.train(stopped, CPU)
+    assert read_metadata(loop.weights_path(stopped)).notes.startswith("trained by `oasis train`: 4 of")
     resumed = loop.train(stopped, CPU)
     a, b = load_checkpoint(whole), load_checkpoint(resumed)
     assert a.routing == b.routing
