@@ -22,6 +22,7 @@ from .color import ColorCorrector
 from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
+from .heap import reused
 from .landing import kept, landed, sent
 from .model import OasisModel
 from .model.decoders import DecoderState, PixelDecoder
@@ -197,6 +198,13 @@ class Upscaler:
         self, frames: Iterable[Tensor], start: Position, poll: Poll | None, tally: Tally | None
     ) -> Iterator[Part]:
         """The same, their frames where the model is."""
+        with reused(self.model.project.weight.device.type):
+            yield from self._shots(frames, start, poll, tally)
+
+    def _shots(
+        self, frames: Iterable[Tensor], start: Position, poll: Poll | None, tally: Tally | None
+    ) -> Iterator[Part]:
+        """The same, shot after shot."""
         factor, begin, first = self.model.config.unshuffle[0], self._begin(start), self.first_needed(start)
         if self._decides_ahead(start):
             frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)

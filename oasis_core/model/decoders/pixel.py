@@ -42,7 +42,8 @@ class ResidualBlock(nn.Module):
         self.conv1, self.conv2 = _conv(width, width), _conv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(_silu(self.conv1(x)))
+        y = self.conv2(_silu(self.conv1(x)))
+        return x + y if torch.is_grad_enabled() else y.add_(x)
 
 
 class PixelDecoder(nn.Module):
@@ -93,11 +94,14 @@ class PixelDecoder(nn.Module):
         b, _, frames = lq.shape[:3]
         frame = rearrange(lq, "b c t h w -> (b t) c h w")
         x = self.conv_in(_channels_last(rearrange(z, "b c t h w -> (b t) c h w")))
-        x = _channels_last(F.pixel_shuffle(rearrange(x, "s (g c) h w -> (s g) c h w", g=self.group), 2))
+        if self.group > 1:  # of channels that lie last this is a copy, and a slow one
+            x = rearrange(x, "s (g c) h w -> (s g) c h w", g=self.group)
+        x = _channels_last(F.pixel_shuffle(x, 2))
         if self.conv_skip is not None:
             x = x + self.conv_skip(F.pixel_unshuffle(frame, self.coarse))
         x = self.blocks(x)
         x = self.hr_blocks(_channels_last(F.pixel_shuffle(_silu(self.up(x)), self.coarse // 2)))
-        out = frame + F.pixel_shuffle(self.conv_out(_silu(x)), 2)
+        # ``pixel_shuffle`` would leave the channels last on a CPU, and the sum be of two layouts.
+        out = frame + rearrange(self.conv_out(_silu(x)), "s (c p q) h w -> s c (h p) (w q)", p=2, q=2)
         assert out.shape[0] == b * frames
         return rearrange(out, "(b t) c h w -> b c t h w", b=b)
