@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folded_linear import FoldedLinear
@@ -21,18 +20,26 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
 
 
-def norm_and_turn(qk: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Rope) -> None:
-    """RMS norm over all heads and RoPE, in place, of q and k ``(L, 2, N, D)``, channels of each side by side."""
-    q, k = qk.unbind(1)
-    if fused(q):
-        norm_rope(q.flatten(1)[None], k.flatten(1)[None], norm_q, norm_k, rope, q.shape[1])
-        return
-    # Both at once, in place, pairs of channels as complex numbers: half the time of the formulas one after the other.
-    weights = torch.stack((norm_q, norm_k)).float()
-    y = F.rms_norm(qk.flatten(2).float(), weights.shape[1:], None, EPS).mul_(weights).view(qk.shape)
+def turns(rope: Rope) -> Tensor:
+    """The tables of cosines and sines ``(L, 1, D)`` as complex numbers ``(L, 1, 1, D / 2)``, one for each pair of channels."""
     cos, sin = (table[..., ::2].contiguous()[:, None] for table in rope)
-    torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
-    qk.copy_(y)
+    return torch.complex(cos, sin)
+
+
+def norm_and_turn(qk: Tensor, weights: Tensor, turn: Tensor, out: Tensor) -> None:
+    """RMS norm over all heads and RoPE of q and k ``(L, 2, N, D)``, channels of each side by side, in fp32, into ``out``.
+
+    Args:
+        weights: of both norms, fp32 ``(2, N * D)``. turn: ``turns`` of these tokens.
+    """
+    # Pairs of channels as complex numbers; what a norm divides a token by, it divides its turn by: half the time of the
+    # formulas one after the other.
+    y = qk.flatten(2).to(torch.float32, copy=True)
+    mean_square = y.square().view(-1, y.shape[2]).mv(y.new_full((y.shape[2],), 1 / y.shape[2]))
+    shorter = mean_square.add_(EPS).rsqrt_().view(-1, 2, 1, 1, 1)
+    turn = torch.view_as_complex(torch.view_as_real(turn) * shorter)
+    torch.view_as_complex(y.mul_(weights).view(*qk.shape[:3], -1, 2)).mul_(turn)
+    out.copy_(y.view(qk.shape))
 
 
 def parts(x: Tensor, at_once: int) -> Iterator[tuple[int, slice]]:
@@ -56,9 +63,17 @@ class FoldedSelfAttention(nn.Module):
         """q, k, v ``(B, L, N, D)`` of the residual stream ``(B, L, dim)``; views of one tensor."""
         joined = x.new_empty(*x.shape[:2], 3 * x.shape[2])
         heads = joined.view(*x.shape[:2], 3, self.heads, -1)
-        for b, s in parts(x, at_once):
-            self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
-            norm_and_turn(heads[b, s, :2], self.norm_q, self.norm_k, (rope[0][s], rope[1][s]))
+        if fused(x):
+            for b, s in parts(x, at_once):
+                self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
+                q, k = heads[b, s, 0].flatten(1)[None], heads[b, s, 1].flatten(1)[None]
+                norm_rope(q, k, self.norm_q, self.norm_k, (rope[0][s], rope[1][s]), self.heads)
+        else:
+            turn, weights = turns(rope), torch.stack((self.norm_q, self.norm_k)).float()
+            for b, s in parts(x, at_once):
+                given = self.qkv.after_norm(x[b, s], carried).view(-1, *heads.shape[2:])
+                norm_and_turn(given[:, :2], weights, turn[s], heads[b, s, :2])
+                heads[b, s, 2].copy_(given[:, 2])
         q, k, v = heads.unbind(2)
         return q, k, v
 
