@@ -20,26 +20,19 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
 
 
-def turns(rope: Rope) -> Tensor:
-    """The tables of cosines and sines ``(L, 1, D)`` as complex numbers ``(L, 1, 1, D / 2)``, one for each pair of channels."""
-    cos, sin = (table[..., ::2].contiguous()[:, None] for table in rope)
-    return torch.complex(cos, sin)
+def norm_and_turn(qk: Tensor, weights: Tensor, rope: Rope) -> None:
+    """RMS norm over all heads and RoPE, in fp32, in place, of q and k ``(L, 2, N, D)``, channels of each side by side.
 
-
-def norm_and_turn(qk: Tensor, weights: Tensor, turn: Tensor, out: Tensor) -> None:
-    """RMS norm over all heads and RoPE of q and k ``(L, 2, N, D)``, channels of each side by side, in fp32, into ``out``.
-
-    Args:
-        weights: of both norms, fp32 ``(2, N * D)``. turn: ``turns`` of these tokens.
+    ``weights``: of both norms, fp32 ``(2, N * D)``.
     """
-    # Pairs of channels as complex numbers; what a norm divides a token by, it divides its turn by: half the time of the
-    # formulas one after the other.
+    # Pairs of channels are complex numbers, and what a norm divides a token by, its turn is divided by.
     y = qk.flatten(2).to(torch.float32, copy=True)
     mean_square = y.square().view(-1, y.shape[2]).mv(y.new_full((y.shape[2],), 1 / y.shape[2]))
-    shorter = mean_square.add_(EPS).rsqrt_().view(-1, 2, 1, 1, 1)
-    turn = torch.view_as_complex(torch.view_as_real(turn) * shorter)
+    shorter = mean_square.add_(EPS).rsqrt_().view(-1, 2, 1, 1)
+    cos, sin = (table[:, None, :, ::2] for table in rope)
+    turn = torch.complex(cos * shorter, sin * shorter)
     torch.view_as_complex(y.mul_(weights).view(*qk.shape[:3], -1, 2)).mul_(turn)
-    out.copy_(y.view(qk.shape))
+    qk.copy_(y.view(qk.shape))
 
 
 def parts(x: Tensor, at_once: int) -> Iterator[tuple[int, slice]]:
@@ -63,17 +56,14 @@ class FoldedSelfAttention(nn.Module):
         """q, k, v ``(B, L, N, D)`` of the residual stream ``(B, L, dim)``; views of one tensor."""
         joined = x.new_empty(*x.shape[:2], 3 * x.shape[2])
         heads = joined.view(*x.shape[:2], 3, self.heads, -1)
-        if fused(x):
-            for b, s in parts(x, at_once):
-                self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
-                q, k = heads[b, s, 0].flatten(1)[None], heads[b, s, 1].flatten(1)[None]
-                norm_rope(q, k, self.norm_q, self.norm_k, (rope[0][s], rope[1][s]), self.heads)
-        else:
-            turn, weights = turns(rope), torch.stack((self.norm_q, self.norm_k)).float()
-            for b, s in parts(x, at_once):
-                given = self.qkv.after_norm(x[b, s], carried).view(-1, *heads.shape[2:])
-                norm_and_turn(given[:, :2], weights, turn[s], heads[b, s, :2])
-                heads[b, s, 2].copy_(given[:, 2])
+        weights = None if fused(x) else torch.stack((self.norm_q, self.norm_k)).float()
+        for b, s in parts(x, at_once):
+            self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
+            turn, qk = (rope[0][s], rope[1][s]), heads[b, s, :2]
+            if weights is None:
+                norm_rope(*qk.flatten(2)[None].unbind(2), self.norm_q, self.norm_k, turn, self.heads)
+            else:
+                norm_and_turn(qk, weights, turn)
         q, k, v = heads.unbind(2)
         return q, k, v
 

@@ -57,15 +57,6 @@ def to_fp8(x: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
     return (y / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
-    """A linear layer; into ``out`` if given."""
-    if out is None and x.device.type == "cpu" and _onednn_takes(x.dtype):
-        return torch.ops.mkldnn._linear_pointwise(
-            x, weight, bias, "none", [], ""
-        )  # bias in the product: a fifth faster
-    return torch.addmm(bias, x, weight.t(), out=out)
-
-
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU (tanh form) of a linear layer; on CUDA and in oneDNN in the matrix product itself.
 
