@@ -309,4 +309,7 @@ class Upscaler:
         count = sum(group.count for group in groups)  # only the last one may be filled up
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
         at_once = len(groups) if state is None else 1  # beside a state, which is large, working memory is a frame's
-        return color.correct(sr.add_(1).div_(2), reference.add_(1).div_(2), at_once)
+        half = torch.full((), 0.5, device=sr.device)
+        for frames in (sr, reference):  # from [-1, 1] to [0, 1] in one pass
+            torch.add(half, frames, alpha=0.5, out=frames)
+        return color.correct(sr, reference, at_once)

@@ -61,7 +61,8 @@ class FoldedSelfAttention(nn.Module):
             self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
             turn, qk = (rope[0][s], rope[1][s]), heads[b, s, :2]
             if weights is None:
-                norm_rope(*qk.flatten(2)[None].unbind(2), self.norm_q, self.norm_k, turn, self.heads)
+                q, k = qk.flatten(2)[None].unbind(2)
+                norm_rope(q, k, self.norm_q, self.norm_k, turn, self.heads)
             else:
                 norm_and_turn(qk, weights, turn)
         q, k, v = heads.unbind(2)
