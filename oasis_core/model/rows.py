@@ -5,13 +5,12 @@ All take rows ``(tokens, channels)`` with the channels side by side, and have no
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import EPS, fused
+from .onednn import onednn_takes
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = torch.finfo(E4M3).max
@@ -65,15 +64,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if x.is_cuda:
         return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
-    if x.device.type == "cpu" and _onednn_takes(x.dtype):
+    if onednn_takes(x):
         form = "none" if x.dtype == torch.bfloat16 else "tanh"
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], form)
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
-
-
-@lru_cache(maxsize=4)
-def _onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there with products that apply a function to their results, as torch.compile uses them."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
