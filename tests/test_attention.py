@@ -80,9 +80,8 @@ def test_window_in_bounded_groups_is_the_same(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(got, whole, atol=1e-6, rtol=1e-6)
 
 
-def test_window_gathered_from_joined_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_gathered_from_joined_heads() -> None:
     """q, k and v as views of one tensor, an odd number of heads, into part of the output."""
-    monkeypatch.setattr(window_tiles, "SMALL_FRAME", 0)
     grid = TokenGrid(4, 9, 11)
     joined = torch.randn(2, grid.length, 3, 4, 8, generator=torch.Generator().manual_seed(3))
     q, k, v = (x[:, :, 1:] for x in joined.unbind(2))
