@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .folded_linear import FoldedLinear
 from .layers import EPS, fused, norm_rope
+from .onednn import onednn_takes
 from .rows import rms_norm
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,8 +21,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
 
 
-def norm_and_turn(qk: Tensor, weights: Tensor, rope: Rope) -> None:
-    """RMS norm over all heads and RoPE, in fp32, in place, of q and k ``(L, 2, N, D)``, channels of each side by side.
+def norm_and_turn(qk: Tensor, weights: Tensor, rope: Rope, out: Tensor) -> None:
+    """RMS norm over all heads and RoPE, in fp32, of q and k ``(L, 2, N, D)``, channels of each side by side, into ``out``.
 
     ``weights``: of both norms, fp32 ``(2, N * D)``.
     """
@@ -32,7 +33,7 @@ def norm_and_turn(qk: Tensor, weights: Tensor, rope: Rope) -> None:
     cos, sin = (table[:, None, :, ::2] for table in rope)
     turn = torch.complex(cos * shorter, sin * shorter)
     torch.view_as_complex(y.mul_(weights).view(*qk.shape[:3], -1, 2)).mul_(turn)
-    qk.copy_(y.view(qk.shape))
+    out.copy_(y.view(qk.shape))
 
 
 def parts(x: Tensor, at_once: int) -> Iterator[tuple[int, slice]]:
@@ -57,14 +58,19 @@ class FoldedSelfAttention(nn.Module):
         joined = x.new_empty(*x.shape[:2], 3 * x.shape[2])
         heads = joined.view(*x.shape[:2], 3, self.heads, -1)
         weights = None if fused(x) else torch.stack((self.norm_q, self.norm_k)).float()
+        apart = onednn_takes(
+            x
+        )  # a product that adds its bias and then moves takes less than one that goes to its place
         for b, s in parts(x, at_once):
-            self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
-            turn, qk = (rope[0][s], rope[1][s]), heads[b, s, :2]
+            given = self.qkv.after_norm(x[b, s], carried, out=None if apart else joined[b, s]).view(heads[b, s].shape)
+            turn, qk = (rope[0][s], rope[1][s]), given[:, :2]
             if weights is None:
                 q, k = qk.flatten(2)[None].unbind(2)
                 norm_rope(q, k, self.norm_q, self.norm_k, turn, self.heads)
             else:
-                norm_and_turn(qk, weights, turn)
+                norm_and_turn(qk, weights, turn, heads[b, s, :2])
+            if apart:
+                heads[b, s, 2].copy_(given[:, 2])
         q, k, v = heads.unbind(2)
         return q, k, v
 

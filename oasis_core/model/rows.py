@@ -56,6 +56,13 @@ def to_fp8(x: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
     return (y / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None) -> Tensor:
+    """A linear layer; into ``out`` if given."""
+    if out is None and onednn_takes(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # adds the bias in the product
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU (tanh form) of a linear layer; on CUDA and in oneDNN in the matrix product itself.
 
