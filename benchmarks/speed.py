@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -170,6 +172,9 @@ def main() -> None:
         raise SystemExit(f"{args.json} is of another machine ({record['device']}); give another --json")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     record |= {"date": str(date.today()), "commit": commit, "device": chip, "torch": torch.__version__}
+    record["command"] = " ".join(["python", *sys.argv])
+    if hasattr(os, "getloadavg"):  # of a machine that is doing something else, too
+        record["load average before"] = round(os.getloadavg()[1], 1)
     parts: dict[str, Callable[[], object]] = {
         "ceilings": lambda: record.update(ceilings=ceilings(on.device)),
         "tiny": lambda: tiny(record, on, args.routing, cases, args.rounds),

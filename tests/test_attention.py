@@ -73,8 +73,7 @@ def test_window_in_bounded_groups_is_the_same(monkeypatch: pytest.MonkeyPatch) -
     whole = sdpa.window_attention(q, k, v, grid, (3, 5, 5))
     monkeypatch.setitem(sdpa.WINDOW_KEY_BUDGET, "cpu", 1)
     torch.testing.assert_close(sdpa.window_attention(q, k, v, grid, (3, 5, 5)), whole, atol=1e-6, rtol=1e-6)
-    for heads, budget in ((1, 1), (2, 2**40), (5, 2000)):
-        monkeypatch.setattr(cpu_window, "HEADS", heads)
+    for budget in (1, 2000, 2**40):
         monkeypatch.setattr(cpu_window, "KEY_BUDGET", budget)
         got = cpu_window.gathered_window_attention(q, k, v, grid, (3, 5, 5), torch.empty_like(q))
         torch.testing.assert_close(got, whole, atol=1e-6, rtol=1e-6)

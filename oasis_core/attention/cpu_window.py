@@ -1,4 +1,4 @@
-"""The window operation on a CPU, where nothing is trained: keys and values are gathered for a few heads and tiles at a time.
+"""The window operation on a CPU, where nothing is trained: keys and values are gathered for one head and some tiles at a time.
 
 What is gathered stays in a CPU's cache while each frame's queries read it: padding, unfolding and copying all heads' halos took
 a third of the operation's time (docs/cpu_speed.md). A halo at the border is the tokens nearest to it, all inside the grid, so
@@ -20,8 +20,6 @@ from .window_tiles import frame_runs
 
 CPU_TILE = (4, 4)
 """Rows and columns of a tile of queries. With a (3, 5, 5) window 16 queries share 3 x 8 x 8 = 192 keys, of which each uses 75."""
-HEADS = 2
-"""Whose keys are gathered together: with 32 channels each, two lines of a cache a row."""
 KEY_BUDGET = 2 * 2**20
 """Numbers of gathered keys at a time; as many again for values."""
 
@@ -70,42 +68,37 @@ def gathered_window_attention(
     """``sdpa.window_attention`` into ``out``, which it returns; all ``(B, L, N, D)``."""
     high, wide = (Side.of(*side) for side in zip((grid.h, grid.w), CPU_TILE, window[1:], strict=True))
     runs = list(frame_runs(grid.t, window[0], grid.t))
-    heads, channels = q.shape[2:]
-    per_tile = high.halo * wide.halo * grid.t * min(HEADS, heads) * channels
-    columns = max(1, KEY_BUDGET // per_tile)
+    columns = max(1, KEY_BUDGET // (high.halo * wide.halo * grid.t * q.shape[3]))
     seen = _mask(high, wide, q.dtype)
     for row in range(high.tiles):
         for start in range(0, wide.tiles, columns):
             tiles = range(start, min(start + columns, wide.tiles))
             masks = [seen[row, tiles.start : tiles.stop].repeat(1, 1, 1, len(keys)) for _, keys in runs]
             for b in range(q.shape[0]):
-                for few in range(0, heads, HEADS):
-                    some = slice(few, few + HEADS)
-                    planes = [x[b, :, some].unflatten(0, (grid.t, grid.h, grid.w)) for x in (q, k, v, out)]
-                    _few_heads(planes, high, wide, row, tiles, runs, masks)
+                for n in range(q.shape[2]):
+                    planes = [x[b, :, n].unflatten(0, (grid.t, grid.h, grid.w)) for x in (q, k, v, out)]
+                    _one_head(planes, high, wide, row, tiles, runs, masks)
     return out
 
 
-def _few_heads(
+def _one_head(
     planes: list[Tensor], high: Side, wide: Side, row: int, tiles: range, runs: list[tuple[slice, range]],
     masks: list[Tensor],
 ) -> None:  # fmt: skip
-    """Some tiles of a row. ``planes``: q, k, v and what the output goes into, ``(t, h, w, N, D)``."""
+    """Some tiles of a row. ``planes``: q, k, v and what the output goes into, ``(t, h, w, D)``."""
     q, k, v, out = planes
     near = [_halos(x, high, wide, row, tiles) for x in (k, v)]
-    top, left = row * high.tile, tiles.start * wide.tile
-    rows, columns = (slice(top, top + high.tile), slice(left, left + len(tiles) * wide.tile))
+    top, left, halo = row * high.tile, tiles.start * wide.tile, high.halo * wide.halo
+    rows, columns = slice(top, top + high.tile), slice(left, left + len(tiles) * wide.tile)
     queries, place = _tiles(q[:, rows, columns], high, len(tiles) * wide.tile), out[:, rows, columns]
-    for n in range(q.shape[3]):
-        own = queries[:, :, :, n].unflatten(2, (len(tiles), wide.tile)).movedim(2, 0).flatten(2, 3)
-        for (frames, keys), mask in zip(runs, masks, strict=True):
-            # Each of the run's frames sees its keys where they lie: the views overlap.
-            halo = high.halo * wide.halo
-            first = slice(keys.start, keys.start + frames.stop - frames.start)
-            a, b = (x[:, :, n].unfold(1, len(keys) * halo, halo)[:, first].transpose(2, 3) for x in near)
-            done = F.scaled_dot_product_attention(own[:, frames], a, b, attn_mask=mask)
-            done = done.unflatten(2, (high.tile, wide.tile)).permute(1, 2, 0, 3, 4)  # (t, y, tiles, x, D)
-            _put(done[:, : place.shape[1]], place[frames, :, :, n])
+    queries = queries.unflatten(2, (len(tiles), wide.tile)).movedim(2, 0).flatten(2, 3)
+    for (frames, keys), mask in zip(runs, masks, strict=True):
+        # Each of the run's frames sees its keys where they lie: the views overlap.
+        first = slice(keys.start, keys.start + frames.stop - frames.start)
+        a, b = (x.unfold(1, len(keys) * halo, halo)[:, first].transpose(2, 3) for x in near)
+        done = F.scaled_dot_product_attention(queries[:, frames], a, b, attn_mask=mask)
+        done = done.unflatten(2, (high.tile, wide.tile)).permute(1, 2, 0, 3, 4)  # (t, y, tiles, x, D)
+        _put(done[:, : place.shape[1]], place[frames])
 
 
 def _put(done: Tensor, place: Tensor) -> None:
@@ -117,25 +110,24 @@ def _put(done: Tensor, place: Tensor) -> None:
 
 
 def _tiles(q: Tensor, high: Side, width: int) -> Tensor:
-    """Queries ``(t, y, x, N, D)`` of a row of tiles, the last ones repeated where the frame ends."""
+    """Queries ``(t, y, x, D)`` of a row of tiles, the last ones repeated where the frame ends."""
     missing = (high.tile - q.shape[1], width - q.shape[2])
     if missing[0]:
-        q = torch.cat([q, q[:, -1:].expand(-1, missing[0], -1, -1, -1)], dim=1)
+        q = torch.cat([q, q[:, -1:].expand(-1, missing[0], -1, -1)], dim=1)
     if missing[1]:
-        q = torch.cat([q, q[:, :, -1:].expand(-1, -1, missing[1], -1, -1)], dim=2)
+        q = torch.cat([q, q[:, :, -1:].expand(-1, -1, missing[1], -1)], dim=2)
     return q
 
 
 def _halos(x: Tensor, high: Side, wide: Side, row: int, tiles: range) -> Tensor:
-    """Keys ``(tiles, t * halo, N, D)`` of ``(t, h, w, N, D)``."""
-    t, _, _, heads, channels = x.shape
-    out = x.new_empty(len(tiles), t, high.halo, wide.halo, heads, channels)
+    """Keys ``(tiles, t * halo, D)`` of ``(t, h, w, D)``."""
+    out = x.new_empty(len(tiles), len(x), high.halo, wide.halo, x.shape[3])
     top = high.start(row)
     band = x[:, top : top + high.halo]
     for run in wide.runs(tiles):
         left, last = wide.start(run.start), wide.start(run.stop - 1) + wide.halo
-        near = band[:, :, left:last].unfold(2, wide.halo, wide.tile)  # (t, y, tiles, N, D, x)
-        out[run.start - tiles.start : run.stop - tiles.start].copy_(near.permute(2, 0, 1, 5, 3, 4))
+        near = band[:, :, left:last].unfold(2, wide.halo, wide.tile)  # (t, y, tiles, D, x)
+        out[run.start - tiles.start : run.stop - tiles.start].copy_(near.permute(2, 0, 1, 4, 3))
     return out.flatten(1, 3)
 
 

@@ -55,24 +55,36 @@ class FoldedSelfAttention(nn.Module):
 
     def before(self, x: Tensor, carried: Tensor, rope: Rope, at_once: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v ``(B, L, N, D)`` of the residual stream ``(B, L, dim)``; views of one tensor."""
+        if onednn_takes(x):
+            return self._by_head(x, carried, rope, at_once)
         joined = x.new_empty(*x.shape[:2], 3 * x.shape[2])
         heads = joined.view(*x.shape[:2], 3, self.heads, -1)
-        weights = None if fused(x) else torch.stack((self.norm_q, self.norm_k)).float()
-        apart = onednn_takes(
-            x
-        )  # a product that adds its bias and then moves takes less than one that goes to its place
+        weights = None if fused(x) else self._weights()
         for b, s in parts(x, at_once):
-            given = self.qkv.after_norm(x[b, s], carried, out=None if apart else joined[b, s]).view(heads[b, s].shape)
-            turn, qk = (rope[0][s], rope[1][s]), given[:, :2]
+            self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
+            turn, qk = (rope[0][s], rope[1][s]), heads[b, s, :2]
             if weights is None:
                 q, k = qk.flatten(2)[None].unbind(2)
                 norm_rope(q, k, self.norm_q, self.norm_k, turn, self.heads)
             else:
-                norm_and_turn(qk, weights, turn, heads[b, s, :2])
-            if apart:
-                heads[b, s, 2].copy_(given[:, 2])
+                norm_and_turn(qk, weights, turn, qk)
         q, k, v = heads.unbind(2)
         return q, k, v
+
+    def _by_head(self, x: Tensor, carried: Tensor, rope: Rope, at_once: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``before`` on a CPU: what a head has of neighbouring tokens lies side by side, as its attention reads it."""
+        size = x.shape[2] // self.heads
+        joined = x.new_empty(x.shape[0], 3, self.heads, x.shape[1], size).permute(0, 3, 1, 2, 4)
+        weights = self._weights()
+        for b, s in parts(x, at_once):
+            given = self.qkv.after_norm(x[b, s], carried).view(-1, 3, self.heads, size)
+            norm_and_turn(given[:, :2], weights, (rope[0][s], rope[1][s]), joined[b, s, :2])
+            joined[b, s, 2].copy_(given[:, 2])
+        q, k, v = joined.unbind(2)
+        return q, k, v
+
+    def _weights(self) -> Tensor:
+        return torch.stack((self.norm_q, self.norm_k)).float()
 
 
 class FoldedCrossAttention(nn.Module):
