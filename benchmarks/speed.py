@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import patient_threads  # noqa: F401
 import torch
 from clock import milliseconds
 from cpu_parts import LOW, cpu, network
