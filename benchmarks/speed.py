@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 from clock import milliseconds
+from cpu_parts import LOW, cpu, network
 from flops import ceilings, decoder_flops_per_pixel, transformer_flops
 from full_size import DECODE, WHOLE, Device, build, run_case
 from random_models import FULL, TINY, random_tiny, routings
@@ -34,7 +37,6 @@ from oasis_core.attention.backends import backend_for
 from oasis_core.model.graphs import Graphs
 from oasis_core.patchify import latent_length
 from oasis_core.pipeline import Upscaler, UpscaleSettings
-from oasis_core.training.rrdb import RRDBNet
 
 Case = tuple[int, int, int]
 CASES: tuple[Case, ...] = (
@@ -42,8 +44,6 @@ CASES: tuple[Case, ...] = (
 )  # fmt: skip
 """Frames, height and width of the output."""
 GROWTH = {"frames": [c for c in CASES if c[1:] == (720, 1280)], "pixels": [c for c in CASES if c[0] == 33]}
-LOW = (180, 320)
-"""Of the frame that the peer enlarges."""
 Record = dict[str, Any]
 
 
@@ -124,38 +124,10 @@ def row(
     return got
 
 
-def network(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    """One frame through Real-ESRGAN x4plus's network, channels last."""
-    last = torch.channels_last
-    net = RRDBNet().to(device, dtype).eval().to(memory_format=last)  # type: ignore[call-overload]
-    still = torch.rand(1, 3, *LOW, device=device, dtype=dtype).contiguous(memory_format=last)
-    return lambda: net(still)
-
-
 def peer(record: Record, on: Device, rounds: int) -> None:
     ms = milliseconds(network(on.device, on.dtype), on.device, rounds)
     record["Real-ESRGAN x4plus"] = {"ms a frame": ms}
     print(f"Real-ESRGAN x4plus: {ms:.1f} ms a frame of {LOW[0]}x{LOW[1]}", flush=True)
-
-
-def cpu(record: Record, rounds: int) -> None:
-    """oasis-tiny and the other network in turns, so that a busy machine slows both; the other one in its better format."""
-    host = torch.device("cpu")
-    clip = torch.rand(UpscaleSettings.chunk_frames, *LOW, 3)
-    ways: dict[str, tuple[Callable[[], object], int]] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        model, routing = random_tiny(host, dtype), routings(TINY)["routed"]
-        upscaler = Upscaler(model, routing, UpscaleSettings(scene_cuts=False))
-        model.dit.fold(routing, upscaler.fidelity)
-        ways[f"oasis-tiny, {name}"] = (partial(upscaler.upscale, clip), len(clip))
-        ways[f"Real-ESRGAN x4plus, {name}"] = (network(host, dtype), 1)
-    turns = [{w: milliseconds(work, host, 1) / frames for w, (work, frames) in ways.items()} for _ in range(rounds)]
-    best = {way: min(turn[way] for turn in turns) for way in ways}
-    ours, theirs = (min(ms for way, ms in best.items() if way.startswith(n)) for n in ("oasis", "Real"))
-    record["cpu"] = {"threads": torch.get_num_threads(), "ms a frame": best, "ratio": round(theirs / ours, 2)}
-    for way, ms in best.items():
-        print(f"{way}: {ms:.0f} ms a frame")
-    print(f"ratio {theirs / ours:.1f}, {torch.get_num_threads()} threads", flush=True)
 
 
 def draw(record: Record, picture: Path) -> None:
@@ -199,6 +171,9 @@ def main() -> None:
         raise SystemExit(f"{args.json} is of another machine ({record['device']}); give another --json")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     record |= {"date": str(date.today()), "commit": commit, "device": chip, "torch": torch.__version__}
+    record["command"] = " ".join(["python", *sys.argv])
+    if hasattr(os, "getloadavg"):  # of a machine that is doing something else, too
+        record["load average before"] = round(os.getloadavg()[1], 1)
     parts: dict[str, Callable[[], object]] = {
         "ceilings": lambda: record.update(ceilings=ceilings(on.device)),
         "tiny": lambda: tiny(record, on, args.routing, cases, args.rounds),

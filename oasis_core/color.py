@@ -20,6 +20,9 @@ WAVELET_LEVELS = 5
 FLAT = 1e-3
 """Standard deviation (a quarter of an 8-bit code value) below which a channel counts as flat: it is moved, and its
 rounding noise is not stretched."""
+CPU_BLOCK = 64
+"""Rows or columns of a plane that each thread of a CPU takes through all levels at a time: of 720p a quarter of a megabyte, which
+caches hold three times. Measured: 26 ms for 720p without, 16 with 64, 19 with 128."""
 
 WINDOW = 8
 """Frames, the present one the last, that gains are averaged over: a third of a second at 24 frames per second."""
@@ -142,12 +145,51 @@ def _sums(x: Tensor) -> Tensor:
     The low-pass times 16 a level: powers of two change no rounding, and one factor at the end is less work than one a step.
     As shifted sums: on a CPU 3 to 20 times faster than as depthwise convolutions.
     """
+    return _sums_in_blocks(x) if x.device.type == "cpu" else _sums_of_frames(x)
+
+
+def _sums_of_frames(x: Tensor) -> Tensor:
+    """Level after level."""
     height, width = x.shape[2:]
     for step in (2**level for level in range(WAVELET_LEVELS)):
         x = F.pad(x, (step, step, step, step), mode="replicate")
         x = (x[:, :, :height] + x[:, :, 2 * step :]).add_(x[:, :, step:-step], alpha=2)
         x = (x[..., :width] + x[..., 2 * step :]).add_(x[..., step:-step], alpha=2)
     return x
+
+
+def _sums_in_blocks(x: Tensor) -> Tensor:
+    """In blocks that stay in a CPU's cache through all levels: first every level along columns, then along rows."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    block = CPU_BLOCK * torch.get_num_threads()
+    for plane, result in zip(x.flatten(0, 1), out.flatten(0, 1), strict=True):
+        for source, target in zip(plane.split(block, 1), result.split(block, 1), strict=True):
+            target.copy_(_cascade(source))
+        for rows in result.split(block):
+            rows.copy_(_cascade(rows.t()).t())
+    return out
+
+
+def _cascade(x: Tensor) -> Tensor:
+    """All levels along the first dimension of a plane, which keeps its layout; borders replicated at each."""
+    size, most = len(x), 2 ** (WAVELET_LEVELS - 1)
+    inside = slice(most, most + size)
+    padded, after = (_like(x, size + 2 * most) for _ in range(2))
+    padded[inside].copy_(x)
+    for step in (2**level for level in range(WAVELET_LEVELS)):
+        padded[most - step : most] = padded[most]
+        padded[most + size : most + size + step] = padded[most + size - 1]
+        first, last = padded[most - step : most - step + size], padded[most + step : most + step + size]
+        torch.add(first, last, out=after[inside]).add_(padded[inside], alpha=2)
+        padded, after = after, padded
+    return padded[inside]
+
+
+def _like(x: Tensor, rows: int) -> Tensor:
+    """Fresh memory ``(rows, columns)`` in the layout of the plane ``x`` or of its transpose."""
+    if x.stride(0) == 1:
+        return x.new_empty(x.shape[1], rows).t()
+    return x.new_empty(rows, x.shape[1])
 
 
 def _lab(x: Tensor, y: Tensor, steady: Steady) -> Tensor:

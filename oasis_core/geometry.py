@@ -93,20 +93,25 @@ def upsample_and_pad(frames: Tensor, geometry: Geometry) -> Tensor:
     """
     if tuple(frames.shape[1:]) != (geometry.in_h, geometry.in_w, 3):
         raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, {geometry.in_h}, {geometry.in_w}, 3)")
-    x = resize(frames, geometry.out_h, geometry.out_w)
-    x = rearrange(x, "t h w c -> t c h w")
+    # Scaled while it is small: the weights of a bicubic sum to 1.
+    x = _bicubic(frames.to(torch.float32) * 2 - 1, geometry.out_h, geometry.out_w).clamp_(-1, 1)
     right, bottom = geometry.pad_w - geometry.out_w, geometry.pad_h - geometry.out_h
     if right or bottom:
         x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-    return rearrange(x, "t c h w -> 1 c t h w").mul_(2).sub_(1)  # what resize gives is fresh
+    return rearrange(x, "t c h w -> 1 c t h w")
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with antialiasing: ``(T, H, W, C)`` in [0, 1] -> ``(T, height, width, C)`` in [0, 1], fp32."""
-    x = rearrange(frames.to(torch.float32), "t h w c -> t c h w").contiguous()  # half the time of strided channels
+    return rearrange(_bicubic(frames.to(torch.float32), height, width).clamp(0, 1), "t c h w -> t h w c")
+
+
+def _bicubic(frames: Tensor, height: int, width: int) -> Tensor:
+    """``(T, H, W, C)`` fp32 -> ``(T, C, height, width)``; the sharpest edges overshoot."""
+    x = rearrange(frames, "t h w c -> t c h w").contiguous()  # half the time of strided channels
     if x.shape[-2:] != (height, width):
         x = F.interpolate(x, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    return rearrange(x.clamp(0, 1), "t c h w -> t h w c")
+    return x
 
 
 def crop(frames: Tensor, geometry: Geometry) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,6 +15,8 @@ M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -8, -1,
 HEAPS = 2
 LARGEST_IN_HEAP = 32 << 20
 """Bytes: where glibc's own moving threshold ends; blocks above it never lie in a heap. A free end of twice that goes back."""
+MAPPINGS, TOP_PAD = 65536, 128 << 10
+"""glibc's own limits: blocks mapped at a time, bytes that a heap grows by beyond what is asked for."""
 PROBE = 100_000
 """Bytes: large enough that freeing it looks at the heap's end, too small for a mapping of its own."""
 
@@ -65,6 +69,25 @@ def keep_freed() -> bool:
         libc.mallopt(M_TOP_PAD, 4 * LARGEST_IN_HEAP),
     )
     return all(done)
+
+
+@contextmanager
+def reused(device_type: str) -> Iterator[None]:
+    """Keep what is freed for the next tensor while this lasts, and give it back then; on CPUs, and with glibc alone.
+
+    Mapped anew, each page of a large tensor faults: that was a fifth of the decoder's time (docs/cpu_speed.md). Where two
+    overlap, the first to end ends it for both: the other one is as slow as without.
+    """
+    if device_type != "cpu" or not keep_freed():
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc = _libc()
+        libc.mallopt(M_MMAP_MAX, MAPPINGS)
+        libc.mallopt(M_TOP_PAD, TOP_PAD)
+        trim_heap()
 
 
 @cache

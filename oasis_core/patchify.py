@@ -33,10 +33,21 @@ def unshuffle_groups(pixels: Tensor, factors: tuple[int, int, int]) -> Tensor:
     Raises:
         ValueError: a side that its factor does not divide.
     """
+    _check_cells(pixels, factors)
     ft, fh, fw = factors
+    return rearrange(pixels, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=ft, q=fh, r=fw)
+
+
+def unshuffle_groups_last(pixels: Tensor, factors: tuple[int, int, int]) -> Tensor:
+    """The same with the channels last, ``(B, t, h, w, C*ft*fh*fw)``, as linear layers take them: one copy, not two."""
+    _check_cells(pixels, factors)
+    ft, fh, fw = factors
+    return rearrange(pixels, "b c (t p) (h q) (w r) -> b t h w (c p q r)", p=ft, q=fh, r=fw)
+
+
+def _check_cells(pixels: Tensor, factors: tuple[int, int, int]) -> None:
     if any(size % f for size, f in zip(pixels.shape[2:], factors, strict=True)):
         raise ValueError(f"pixels are {tuple(pixels.shape)}; frames, height and width must be multiples of {factors}")
-    return rearrange(pixels, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=ft, q=fh, r=fw)
 
 
 def shuffle_groups(cells: Tensor, factors: tuple[int, int, int]) -> Tensor:

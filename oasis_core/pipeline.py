@@ -22,6 +22,7 @@ from .color import ColorCorrector
 from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
+from .heap import reused
 from .landing import kept, landed
 from .model import OasisModel
 from .model.decoders import DecoderState, PixelDecoder
@@ -194,6 +195,13 @@ class Upscaler:
         self, frames: Iterable[Tensor], start: Position, poll: Poll | None, tally: Tally | None
     ) -> Iterator[Part]:
         """The same, their frames where the model is."""
+        with reused(self.model.project.weight.device.type):
+            yield from self._shots(frames, start, poll, tally)
+
+    def _shots(
+        self, frames: Iterable[Tensor], start: Position, poll: Poll | None, tally: Tally | None
+    ) -> Iterator[Part]:
+        """The same, shot after shot."""
         factor, begin, first = self.model.config.unshuffle[0], self._begin(start), self.first_needed(start)
         if self._decides_ahead(start):
             frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)
@@ -298,4 +306,7 @@ class Upscaler:
         count = sum(group.count for group in groups)  # only the last one may be filled up
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
         at_once = len(groups) if state is None else 1  # beside a state, which is large, working memory is a frame's
-        return color.correct(sr.add_(1).div_(2), reference.add_(1).div_(2), at_once)
+        half = torch.full((), 0.5, device=sr.device)
+        for frames in (sr, reference):  # from [-1, 1] to [0, 1] in one pass
+            torch.add(half, frames, alpha=0.5, out=frames)
+        return color.correct(sr, reference, at_once)

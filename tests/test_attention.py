@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from oasis_core.attention import TokenGrid, routed_attention, sdpa
+from oasis_core.attention import TokenGrid, cpu_window, routed_attention, sdpa, window_tiles
 from oasis_core.attention.backends import Sdpa
 from oasis_core.attention.problem import Operation
 from oasis_core.attention.reference import pattern_mask, reference_attention
@@ -42,11 +42,14 @@ def qkv(grid: TokenGrid, heads: int, dim: int, dtype: torch.dtype, batch: int = 
 def test_window_equals_reference(
     shape: tuple[int, int, int], window: tuple[int, int, int], small_frame: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sdpa, "SMALL_FRAME", small_frame)
+    monkeypatch.setattr(window_tiles, "SMALL_FRAME", small_frame)
     grid = TokenGrid(*shape)
     q, k, v = qkv(grid, 2, 8, torch.float32, batch=2)
     expected, _ = reference_attention(q, k, v, grid, HeadPattern.WINDOW, window)
     torch.testing.assert_close(sdpa.window_attention(q, k, v, grid, window), expected, atol=2e-6, rtol=2e-6)
+    out = torch.full_like(q, torch.nan)
+    assert cpu_window.gathered_window_attention(q, k, v, grid, window, out) is out
+    torch.testing.assert_close(out, expected, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -70,6 +73,22 @@ def test_window_in_bounded_groups_is_the_same(monkeypatch: pytest.MonkeyPatch) -
     whole = sdpa.window_attention(q, k, v, grid, (3, 5, 5))
     monkeypatch.setitem(sdpa.WINDOW_KEY_BUDGET, "cpu", 1)
     torch.testing.assert_close(sdpa.window_attention(q, k, v, grid, (3, 5, 5)), whole, atol=1e-6, rtol=1e-6)
+    for budget in (1, 2000, 2**40):
+        monkeypatch.setattr(cpu_window, "KEY_BUDGET", budget)
+        got = cpu_window.gathered_window_attention(q, k, v, grid, (3, 5, 5), torch.empty_like(q))
+        torch.testing.assert_close(got, whole, atol=1e-6, rtol=1e-6)
+
+
+def test_window_gathered_from_joined_heads() -> None:
+    """q, k and v as views of one tensor, an odd number of heads, into part of the output."""
+    grid = TokenGrid(4, 9, 11)
+    joined = torch.randn(2, grid.length, 3, 4, 8, generator=torch.Generator().manual_seed(3))
+    q, k, v = (x[:, :, 1:] for x in joined.unbind(2))
+    out = torch.zeros(2, grid.length, 4, 8)
+    cpu_window.gathered_window_attention(q, k, v, grid, (3, 5, 5), out[:, :, 1:])
+    expected, _ = reference_attention(q, k, v, grid, HeadPattern.WINDOW, (3, 5, 5))
+    torch.testing.assert_close(out[:, :, 1:], expected, atol=2e-6, rtol=2e-6)
+    assert not out[:, :, 0].any()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -149,7 +168,7 @@ def test_all_global_is_plain_attention() -> None:
 
 @pytest.mark.parametrize("small_frame", [0, 256])
 def test_gradients_flow_through_the_window(small_frame: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdpa, "SMALL_FRAME", small_frame)
+    monkeypatch.setattr(window_tiles, "SMALL_FRAME", small_frame)
     grid = TokenGrid(2, 9, 10)
     leaves = [x.requires_grad_() for x in qkv(grid, 1, 8, torch.float64)]
     twin = [x.detach().clone().requires_grad_() for x in leaves]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from kornia.color import lab_to_rgb, rgb_to_lab
 from torch import Tensor
 
+from oasis_core import color
 from oasis_core.color import ColorMethod, correct_color
 
 CORRECTIONS = [ColorMethod.ADAIN, ColorMethod.WAVELET, ColorMethod.LAB]
@@ -95,6 +96,13 @@ def test_wavelet_keeps_fine_detail() -> None:
     out = correct_color(sr, torch.full_like(sr, 0.6), ColorMethod.WAVELET)
     inner = (slice(None), slice(1, -1), slice(1, -1))  # replicated corners do not cancel
     torch.testing.assert_close(out[inner], (sr + 0.1)[inner], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 90, 150), (1, 3, 5, 200), (1, 3, 70, 1), (1, 1, 1, 1)])
+def test_wavelet_in_blocks_is_the_same(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    pair = color._sums_in_blocks(x), color._sums_of_frames(x)
+    torch.testing.assert_close(*(y * 16.0**-color.WAVELET_LEVELS for y in pair), atol=1e-6, rtol=1e-6)
 
 
 def test_wavelet_equals_the_formula_written_with_convolutions() -> None:

@@ -107,6 +107,7 @@ def test_the_transformers_peak_is_predicted(at_once: int, monkeypatch: pytest.Mo
     """The path that other devices take, on the CPU: all heads global, in fp32."""
     monkeypatch.setattr("oasis_core.model.dit.CPU_TOKENS", at_once)
     monkeypatch.setattr("oasis_core.memory.DEVICE_TOKENS", at_once)
+    monkeypatch.setattr("oasis_core.model.folded.onednn_takes", lambda x: False)
     config = OasisConfig("x", dim=384, heads=3, depth=2, ffn_dim=2240, freq_dim=8, context_length=5)
     routing = RoutingSpec.uniform(2, 3, HeadPattern.GLOBAL)
     dit = DiT(config).eval().requires_grad_(False)

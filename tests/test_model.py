@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oasis_core.attention.reference import reference_attention
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.model.decoders.pixel import PixelDecoder, _channels_last
 from oasis_core.routing import HeadPattern, RoutingSpec
 
 BASE = OasisConfig(
@@ -341,3 +342,24 @@ def test_half_precision_is_near_single() -> None:
     assert half.dtype == torch.bfloat16
     # bf16 keeps 8 bits (4e-3); three blocks of random weights amplify it.
     assert (half.float() - expected).abs().mean() < 0.05 * expected.std()
+
+
+def test_a_single_images_channels_come_last_whatever_its_stride() -> None:
+    """torch takes the layout of one image from a stride that says nothing, and convolutions then run in the slow one."""
+    odd = torch.randn(1, 6, 5, 8).permute(0, 3, 1, 2).as_strided((1, 8, 6, 5), (8, 1, 40, 8))
+    good = _channels_last(odd)
+    assert torch.equal(good, odd)
+    assert good.stride() == (240, 1, 40, 8)
+
+
+def test_the_pixel_decoder_is_the_same_with_and_without_gradients() -> None:
+    config = OasisConfig(
+        "x", unshuffle=(1, 8, 8), latent_channels=8, dim=16, depth=1, heads=1, ffn_dim=16, freq_dim=8,
+        decoder=PixelDecoderConfig(width=8, blocks=2, hr_width=8, residual=True),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    decoder = PixelDecoder(config)
+    z, pixels = torch.randn(2, 8, 3, 4, 5), torch.randn(2, 3, 3, 32, 40)
+    kept = decoder(z, pixels)
+    with torch.inference_mode():
+        torch.testing.assert_close(decoder(z, pixels), kept.detach(), atol=1e-5, rtol=1e-5)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..routing.extent import Extent
 from . import sdpa
 from .backend import Backend, give, is_hopper, needs_nvidia
+from .cpu_window import gathered_window_attention
 from .flash import HALVES, FlashAttention
 from .grid import TokenGrid
 from .problem import EVERYTHING, OWN_FRAME, Operation, Problem
@@ -42,6 +43,8 @@ class Sdpa(Backend):
             return give(sdpa.intra_frame_attention(q, k, v, problem.grid), out)
         if out is None and not problem.trained:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if out is not None and q.device.type == "cpu":
+            return gathered_window_attention(q, k, v, problem.grid, problem.window, out)
         return sdpa.window_attention(q, k, v, problem.grid, problem.window, out)
 
 

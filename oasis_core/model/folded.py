@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .folded_linear import FoldedLinear
 from .layers import EPS, fused, norm_rope
+from .onednn import onednn_takes
 from .rows import rms_norm
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -21,18 +21,19 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
 
 
-def norm_and_turn(qk: Tensor, norm_q: Tensor, norm_k: Tensor, rope: Rope) -> None:
-    """RMS norm over all heads and RoPE, in place, of q and k ``(L, 2, N, D)``, channels of each side by side."""
-    q, k = qk.unbind(1)
-    if fused(q):
-        norm_rope(q.flatten(1)[None], k.flatten(1)[None], norm_q, norm_k, rope, q.shape[1])
-        return
-    # Both at once, in place, pairs of channels as complex numbers: half the time of the formulas one after the other.
-    weights = torch.stack((norm_q, norm_k)).float()
-    y = F.rms_norm(qk.flatten(2).float(), weights.shape[1:], None, EPS).mul_(weights).view(qk.shape)
-    cos, sin = (table[..., ::2].contiguous()[:, None] for table in rope)
-    torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
-    qk.copy_(y)
+def norm_and_turn(qk: Tensor, weights: Tensor, rope: Rope, out: Tensor) -> None:
+    """RMS norm over all heads and RoPE, in fp32, of q and k ``(L, 2, N, D)``, channels of each side by side, into ``out``.
+
+    ``weights``: of both norms, fp32 ``(2, N * D)``.
+    """
+    # Pairs of channels are complex numbers, and what a norm divides a token by, its turn is divided by.
+    y = qk.flatten(2).to(torch.float32, copy=True)
+    mean_square = y.square().view(-1, y.shape[2]).mv(y.new_full((y.shape[2],), 1 / y.shape[2]))
+    shorter = mean_square.add_(EPS).rsqrt_().view(-1, 2, 1, 1)
+    cos, sin = (table[:, None, :, ::2] for table in rope)
+    turn = torch.complex(cos * shorter, sin * shorter)
+    torch.view_as_complex(y.mul_(weights).view(*qk.shape[:3], -1, 2)).mul_(turn)
+    out.copy_(y.view(qk.shape))
 
 
 def parts(x: Tensor, at_once: int) -> Iterator[tuple[int, slice]]:
@@ -54,13 +55,36 @@ class FoldedSelfAttention(nn.Module):
 
     def before(self, x: Tensor, carried: Tensor, rope: Rope, at_once: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v ``(B, L, N, D)`` of the residual stream ``(B, L, dim)``; views of one tensor."""
+        if onednn_takes(x):
+            return self._by_head(x, carried, rope, at_once)
         joined = x.new_empty(*x.shape[:2], 3 * x.shape[2])
         heads = joined.view(*x.shape[:2], 3, self.heads, -1)
+        weights = None if fused(x) else self._weights()
         for b, s in parts(x, at_once):
             self.qkv.after_norm(x[b, s], carried, out=joined[b, s])
-            norm_and_turn(heads[b, s, :2], self.norm_q, self.norm_k, (rope[0][s], rope[1][s]))
+            turn, qk = (rope[0][s], rope[1][s]), heads[b, s, :2]
+            if weights is None:
+                q, k = qk.flatten(2)[None].unbind(2)
+                norm_rope(q, k, self.norm_q, self.norm_k, turn, self.heads)
+            else:
+                norm_and_turn(qk, weights, turn, qk)
         q, k, v = heads.unbind(2)
         return q, k, v
+
+    def _by_head(self, x: Tensor, carried: Tensor, rope: Rope, at_once: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``before`` on a CPU: what a head has of neighbouring tokens lies side by side, as its attention reads it."""
+        size = x.shape[2] // self.heads
+        joined = x.new_empty(x.shape[0], 3, self.heads, x.shape[1], size).permute(0, 3, 1, 2, 4)
+        weights = self._weights()
+        for b, s in parts(x, at_once):
+            given = self.qkv.after_norm(x[b, s], carried).view(-1, 3, self.heads, size)
+            norm_and_turn(given[:, :2], weights, (rope[0][s], rope[1][s]), joined[b, s, :2])
+            joined[b, s, 2].copy_(given[:, 2])
+        q, k, v = joined.unbind(2)
+        return q, k, v
+
+    def _weights(self) -> Tensor:
+        return torch.stack((self.norm_q, self.norm_k)).float()
 
 
 class FoldedCrossAttention(nn.Module):

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .rows import E4M3, E4M3_MAX, LEAST_SCALE, layer_norm, layer_norm_fp8, linear_gelu, to_fp8
+from .rows import E4M3, E4M3_MAX, LEAST_SCALE, layer_norm, layer_norm_fp8, linear, linear_gelu, to_fp8
 
 FP8_MULTIPLE = 16
 """Of channels that the fp8 product takes."""
@@ -33,7 +33,7 @@ class FoldedLinear(nn.Module):
     def after_norm(self, x: Tensor, carried: Tensor, out: Tensor | None = None) -> Tensor:
         """The layer on LayerNorm of ``x + carried``; into ``out`` if given."""
         assert self.bias is not None
-        return torch.addmm(self.bias, layer_norm(x, carried), self.weight.t(), out=out)
+        return linear(layer_norm(x, carried), self.weight, self.bias, out)
 
     def hidden(self, x: Tensor, carried: Tensor) -> Tensor:
         """As a feed-forward's first layer; what ``add_hidden`` of the second takes."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..patchify import replicate_first, unshuffle_groups
+from ..patchify import replicate_first, unshuffle_groups_last
 from ..routing.spec import RoutingSpec
 from .config import OasisConfig, PixelDecoderConfig
 from .decoders import DecoderState, MissingDecoder, PixelDecoder
@@ -68,8 +68,8 @@ class OasisModel(nn.Module):
         otherwise T = group * k. Each latent frame depends on its own group alone, so a stream encodes group by group.
         """
         pixels = replicate_first(pixels, self.config.unshuffle[0]) if first else pixels
-        cells = unshuffle_groups(pixels, self.config.unshuffle)
-        return rearrange(self.project(rearrange(cells, "b c t h w -> b t h w c")), "b t h w c -> b c t h w")
+        cells = unshuffle_groups_last(pixels, self.config.unshuffle)
+        return rearrange(self.project(cells), "b t h w c -> b c t h w")
 
     def restore(
         self,

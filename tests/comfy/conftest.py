@@ -34,9 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PACK = "ComfyUI-OASIS"
 START_SECONDS = 180
 RUN_SECONDS = 240
-FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_ARENA_MAX": "2"}
-"""For glibc: what is freed of a clip goes back to the system, and threads share their heaps, so that resident memory tells what
-is held, not how it lies."""
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "out", "build", "dist")
 TINY = OasisConfig(
     name="random",
@@ -216,9 +213,7 @@ def running(comfyui: Any, base_directory: Path) -> Iterator[Server]:
         command += ["--front-end-root", root]
     path = base_directory / "comfyui.log"
     with path.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=base_directory, env={**os.environ, **FREED}
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=base_directory)
         try:
             client = Client(port)
             _wait_until_up(process, client, path)

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import OasisConfig, PixelDecoderConfig
+from ..onednn import onednn_takes
 
 
 def zero(parameter: Tensor | None) -> None:
@@ -25,8 +26,24 @@ def _conv(cin: int, cout: int) -> nn.Conv2d:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The layout in which convolutions are fastest, on CPUs (twice as fast as the other) and GPUs alike."""
-    return x.contiguous(memory_format=torch.channels_last)
+    """The layout in which convolutions are fastest, on CPUs (twice as fast as the other) and GPUs alike.
+
+    Through rows of channels, so that a single image's stride is as it should be: ``contiguous`` leaves it as it is, and
+    convolutions then take the image for one of the other layout.
+    """
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(-1, c).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _add_conv(x: Tensor, y: Tensor, conv: nn.Conv2d) -> Tensor:
+    """x + conv(y); where nothing is kept for a backward pass, in place: in oneDNN in the convolution itself."""
+    if torch.is_grad_enabled():
+        return x + conv(y)
+    if not onednn_takes(x):
+        return conv(y).add_(x)
+    return torch.ops.mkldnn._convolution_pointwise_.binary(
+        x, y, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "add", 1.0, None, [], None
+    )
 
 
 def _silu(x: Tensor) -> Tensor:
@@ -35,14 +52,14 @@ def _silu(x: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(x)))."""
+    """x + conv(silu(conv(x))); at inference ``x`` may be overwritten."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = _conv(width, width), _conv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(_silu(self.conv1(x)))
+        return _add_conv(x, _silu(self.conv1(x)), self.conv2)
 
 
 class PixelDecoder(nn.Module):
@@ -93,11 +110,14 @@ class PixelDecoder(nn.Module):
         b, _, frames = lq.shape[:3]
         frame = rearrange(lq, "b c t h w -> (b t) c h w")
         x = self.conv_in(_channels_last(rearrange(z, "b c t h w -> (b t) c h w")))
-        x = _channels_last(F.pixel_shuffle(rearrange(x, "s (g c) h w -> (s g) c h w", g=self.group), 2))
+        if self.group > 1:  # of channels that lie last this is a copy, and a slow one
+            x = rearrange(x, "s (g c) h w -> (s g) c h w", g=self.group)
+        x = _channels_last(F.pixel_shuffle(x, 2))
         if self.conv_skip is not None:
             x = x + self.conv_skip(F.pixel_unshuffle(frame, self.coarse))
         x = self.blocks(x)
         x = self.hr_blocks(_channels_last(F.pixel_shuffle(_silu(self.up(x)), self.coarse // 2)))
-        out = frame + F.pixel_shuffle(self.conv_out(_silu(x)), 2)
+        # ``pixel_shuffle`` would leave the channels last on a CPU, and the sum be of two layouts.
+        out = frame + rearrange(self.conv_out(_silu(x)), "s (c p q) h w -> s c (h p) (w q)", p=2, q=2)
         assert out.shape[0] == b * frames
         return rearrange(out, "(b t) c h w -> b c t h w", b=b)
