@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
+from oasis_core.model import OasisConfig, OasisModel
 from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.routing import HeadPattern, RoutingSpec
+from oasis_core.training.config import load_config
 
 FULL = OasisConfig("oasis-1.3b", context_length=512, decoder=WanDecoderConfig())
-TINY = OasisConfig(
-    "oasis-tiny", unshuffle=(1, 8, 8), latent_channels=64, dim=320, depth=10, heads=10, ffn_dim=960, freq_dim=64,
-    rope_theta=100.0, faithful_timestep=998.0, decoder=PixelDecoderConfig(width=64, blocks=5, residual=True),
-)  # fmt: skip
-"""Sizes as in configs/oasis-tiny.toml."""
+SMALL = load_config(Path(__file__).resolve().parent.parent / "configs" / "oasis-tiny.toml")
+TINY = SMALL.model
 
 
 def routings(config: OasisConfig) -> dict[str, RoutingSpec]:
@@ -30,12 +30,12 @@ def routings(config: OasisConfig) -> dict[str, RoutingSpec]:
 
 
 def tiny_routing(config: OasisConfig) -> RoutingSpec:
-    """The shares of configs/oasis-tiny.toml: one head of all global, 7 of 100 within their frame, the rest windows."""
-    g, i, w = HeadPattern.GLOBAL, HeadPattern.INTRA_FRAME, HeadPattern.WINDOW
-    rest = (w,) * (config.heads - 1)
-    kinds = [g] + [i] * round(0.07 * config.heads * config.depth)
-    layers = [(kind, *rest) for kind in kinds] + [(w, *rest)] * config.depth
-    return RoutingSpec(tuple(layers[: config.depth]))
+    """The shares of configs/oasis-tiny.toml, one head of a layer after the other."""
+    heads = config.heads * config.depth
+    kinds = [HeadPattern.GLOBAL] * round(SMALL.routing.global_share * heads)
+    kinds += [HeadPattern.INTRA_FRAME] * round(SMALL.routing.intra_frame_share * heads)
+    kinds += [HeadPattern.WINDOW] * (heads - len(kinds))
+    return RoutingSpec(tuple(tuple(kinds[layer :: config.depth]) for layer in range(config.depth)), SMALL.routing.window)
 
 
 def fill(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
