@@ -35,7 +35,9 @@ def tiny_routing(config: OasisConfig) -> RoutingSpec:
     kinds = [HeadPattern.GLOBAL] * round(SMALL.routing.global_share * heads)
     kinds += [HeadPattern.INTRA_FRAME] * round(SMALL.routing.intra_frame_share * heads)
     kinds += [HeadPattern.WINDOW] * (heads - len(kinds))
-    return RoutingSpec(tuple(tuple(kinds[layer :: config.depth]) for layer in range(config.depth)), SMALL.routing.window)
+    return RoutingSpec(
+        tuple(tuple(kinds[layer :: config.depth]) for layer in range(config.depth)), SMALL.routing.window
+    )
 
 
 def fill(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -183,6 +183,11 @@ def test_a_plan_of_a_picture(tmp_path: Path, model: Path, capsys: pytest.Capture
     assert [line.split(":")[0] for line in told.splitlines()] == ["output", "tile", "memory", "time"]
     assert "64x48, 1 frame\n" in told
     assert not (tmp_path / "b.png").exists()
+    (tmp_path / "both").mkdir()
+    draw(tmp_path / "both" / "a.png")
+    argv = ["upscale", str(tmp_path / "both"), str(tmp_path / "new"), "--batch", "--plan", *options(model)[:-2]]
+    assert main(argv) == 0  # the folder is made by the job
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_a_picture_cannot_be_is_refused(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

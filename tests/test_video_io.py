@@ -209,6 +209,9 @@ def test_bad_inputs(tmp_path: Path) -> None:
         VideoReader(tmp_path / "empty.mp4")
     with pytest.raises(ValueError, match="holds no images"):
         VideoReader(tmp_path / "no_%03d.png")
+    (tmp_path / "frame.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"folder with videos \(empty\.mp4\); --batch"):
+        VideoReader(tmp_path)
 
 
 def test_targets_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -6,29 +6,11 @@ import logging
 from pathlib import Path
 
 from ..video_io import CODECS
-from ..video_io.images import IMAGES
+from ..video_io.images import IMAGES, VIDEOS
 from ..video_io.stills import WRITTEN, is_still
 from .existing import is_done
 
 log = logging.getLogger(__name__)
-
-VIDEOS = (
-    ".mp4",
-    ".mov",
-    ".m4v",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".m2ts",
-    ".mts",
-    ".wmv",
-    ".flv",
-    ".vob",
-)
-"""Endings of the files that are taken from a folder; a list may name any file."""
 
 
 def pairs(source: Path, target: Path, codec: str, resume: bool) -> list[tuple[Path, Path]]:

@@ -63,13 +63,17 @@ def run(job: Job) -> int:
     return 0
 
 
-def plan(job: Job, paces: Paces) -> Estimate:
-    """What it will need. Raises as ``run`` does; nothing is written."""
+def plan(job: Job, paces: Paces, makes_folder: bool = False) -> Estimate:
+    """What it will need. Raises as ``run`` does; nothing is written.
+
+    ``makes_folder``: whether the output's folder is made first.
+    """
     _check(job)
     still = read_still(job.source)
     upscaler = load_upscaler(job)
     geometry = upscaler.geometry(*still.pixels.shape[1:3])
-    check_still_target(job.target, still, geometry.out_w, geometry.out_h, job.writer.depth)
+    if job.target.parent.exists() or not makes_folder:
+        check_still_target(job.target, still, geometry.out_w, geometry.out_h, job.writer.depth)
     height, width = still.pixels.shape[1:3]
     info = replace(VideoReader(job.source).info, frames=1, height=height, width=width)
     told = estimate(upscaler, info, job.target, CODEC, job.keep.segment_frames, paces)

@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         paces: Paces = {}
         for each in jobs:
-            told = still.plan(each, paces) if each.still else plan(each, paces)
+            told = still.plan(each, paces, args.batch) if each.still else plan(each, paces)
             print(f"{each.source}\n{told}" if args.batch else told)
         return 0
     if args.resume and not args.batch and is_done(args.input, args.output):

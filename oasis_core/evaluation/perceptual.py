@@ -65,7 +65,7 @@ def weights_path(network: Network) -> Path:
     spec = importlib.util.find_spec("stlpips_pytorch")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            "ST-LPIPS needs the package stlpips-pytorch, which the extras bring: pip install oasis[train] or oasis[evaluate]"
+            "ST-LPIPS needs the package stlpips-pytorch, of the extras train and evaluate: pip install stlpips-pytorch"
         )
     return Path(next(iter(spec.submodule_search_locations))) / f"weights/vST0.0/{network}_shift_tolerant.pth"
 

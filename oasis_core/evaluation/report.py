@@ -52,7 +52,7 @@ def check_packages() -> None:
     """Raises ModuleNotFoundError, one line with the remedy, where a package that measuring needs is missing."""
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise ModuleNotFoundError(f"measuring needs {', '.join(missing)}: pip install oasis[evaluate]")
+        raise ModuleNotFoundError(f"measuring needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def mean(rows: Iterable[Scores]) -> dict[str, float]:

@@ -181,7 +181,7 @@ def save_plot(out: Path) -> None:
     if not (out / "log.jsonl").is_file():
         return
     if importlib.util.find_spec("matplotlib") is None:
-        log.info("no log.png: it needs matplotlib (pip install oasis[train])")
+        log.info("no log.png: it needs matplotlib (pip install matplotlib)")
         return
     plot_log(out / "log.jsonl", out / "log.png")
 

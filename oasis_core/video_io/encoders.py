@@ -25,11 +25,11 @@ class Codec:
 
 YUV: dict[int, tuple[str, ...]] = {8: ("yuv420p", "yuv444p"), 10: ("yuv420p10le", "yuv444p10le")}
 CODECS = {
-    "h264": Codec("libx264", (".mp4", ".mov", ".mkv", ".avi"), YUV, 16, (("preset", "medium"),), frame_threads=True),
+    "h264": Codec("libx264", (".mp4", ".mov", ".mkv"), YUV, 16, (("preset", "medium"),), frame_threads=True),
     "h265": Codec("libx265", (".mp4", ".mov", ".mkv"), YUV, 18, (("x265-params", "log-level=error"),)),
     "av1": Codec("libsvtav1", (".mp4", ".mkv", ".webm"), {8: ("yuv420p",), 10: ("yuv420p10le",)}, 24, (("preset", "6"),)),
     "prores": Codec("prores_ks", (".mov", ".mkv"), {10: ("yuv422p10le", "yuv444p10le")}, None, (("profile", "3"),)),
-    "ffv1": Codec("ffv1", (".mkv", ".avi"), {8: ("bgr0",) * 2, 10: ("gbrp10le",) * 2, 16: ("gbrp16le",) * 2}, None,
+    "ffv1": Codec("ffv1", (".mkv",), {8: ("bgr0",) * 2, 10: ("gbrp10le",) * 2, 16: ("gbrp16le",) * 2}, None,
                   (("level", "3"), ("g", "1"))),
     "png": Codec("png", (), {8: ("rgb24",) * 2, 16: ("rgb48be",) * 2}, None),
 }  # fmt: skip
