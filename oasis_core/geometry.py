@@ -119,3 +119,8 @@ def crop(frames: Tensor, geometry: Geometry) -> Tensor:
     if tuple(frames.shape[1:3]) != (geometry.pad_h, geometry.pad_w):
         raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, {geometry.pad_h}, {geometry.pad_w}, C)")
     return frames[:, : geometry.out_h, : geometry.out_w]
+
+
+def to_unit_range(frames: Tensor) -> Tensor:
+    """From [-1, 1] to [0, 1], in place and in one pass."""
+    return torch.add(torch.full((), 0.5, device=frames.device), frames, alpha=0.5, out=frames)

@@ -29,7 +29,7 @@ PIXEL_BYTES = 72
 """For each output pixel of a frame group: six fp32 RGB images (upsampled, decoded, reference, colour correction)."""
 LATENTS = 3
 """Latents of a chunk beside the transformer: z_L as it waits and as it goes in, z_H."""
-COLOR_BYTES = {ColorMethod.NONE: 0, ColorMethod.ADAIN: 98, ColorMethod.WAVELET: 76, ColorMethod.LAB: 209}
+COLOR_BYTES = {ColorMethod.NONE: 0, ColorMethod.ADAIN: 98, ColorMethod.WAVELET: 87, ColorMethod.LAB: 209}
 """For each output pixel of a frame while its colours are corrected, counted (``tests/test_memory.py``)."""
 DECODED_BYTES = 30
 """The same while it is decoded: the input in fp32 and in the model's numbers, beside the features at half the resolution."""

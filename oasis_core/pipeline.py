@@ -21,7 +21,7 @@ from .blend import TemporalCrossFade
 from .color import ColorCorrector
 from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
 from .frame_groups import FrameGroup, by_shot, frame_groups
-from .geometry import Geometry, crop, plan_geometry, resize, upsample_and_pad
+from .geometry import Geometry, crop, plan_geometry, resize, to_unit_range, upsample_and_pad
 from .heap import reused
 from .landing import kept, landed
 from .model import OasisModel
@@ -196,26 +196,22 @@ class Upscaler:
     ) -> Iterator[Part]:
         """The same, their frames where the model is."""
         with reused(self.model.project.weight.device.type):
-            yield from self._shots(frames, start, poll, tally)
-
-    def _shots(
-        self, frames: Iterable[Tensor], start: Position, poll: Poll | None, tally: Tally | None
-    ) -> Iterator[Part]:
-        """The same, shot after shot."""
-        factor, begin, first = self.model.config.unshuffle[0], self._begin(start), self.first_needed(start)
-        if self._decides_ahead(start):
-            frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)
-        detector = SceneCutDetector() if self.settings.scene_cuts else None
-        numbered = by_shot(frames, first, begin, start.shot, detector)
-        for shot, members in groupby(numbered, key=itemgetter(0)):
-            groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
-            restored = self._restored(groups, shot, poll, tally)
-            at, color = max(shot, begin), self.settings.color
-            if self.remembers:
-                state, every, many = self.model.decoder_state, self.restart_chunks, self._at_once
-                yield from decoded_in_order(restored, self._decode, color, shot, at, start, poll, state, every, many)
-            else:
-                yield from decoded_each(restored, self._decode, color, shot, at, start, poll, self._at_once)
+            factor, begin, first = self.model.config.unshuffle[0], self._begin(start), self.first_needed(start)
+            if self._decides_ahead(start):
+                frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)
+            detector = SceneCutDetector() if self.settings.scene_cuts else None
+            numbered = by_shot(frames, first, begin, start.shot, detector)
+            for shot, members in groupby(numbered, key=itemgetter(0)):
+                groups = frame_groups(map(itemgetter(1), members), factor, begins_shot=shot >= begin)
+                restored = self._restored(groups, shot, poll, tally)
+                at, color = max(shot, begin), self.settings.color
+                if self.remembers:
+                    state, every, many = self.model.decoder_state, self.restart_chunks, self._at_once
+                    yield from decoded_in_order(
+                        restored, self._decode, color, shot, at, start, poll, state, every, many
+                    )
+                else:
+                    yield from decoded_each(restored, self._decode, color, shot, at, start, poll, self._at_once)
 
     def _restored(
         self, groups: Iterable[FrameGroup], shot: int, poll: Poll | None, tally: Tally | None
@@ -306,7 +302,4 @@ class Upscaler:
         count = sum(group.count for group in groups)  # only the last one may be filled up
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
         at_once = len(groups) if state is None else 1  # beside a state, which is large, working memory is a frame's
-        half = torch.full((), 0.5, device=sr.device)
-        for frames in (sr, reference):  # from [-1, 1] to [0, 1] in one pass
-            torch.add(half, frames, alpha=0.5, out=frames)
-        return color.correct(sr, reference, at_once)
+        return color.correct(to_unit_range(sr), to_unit_range(reference), at_once)

@@ -44,9 +44,8 @@ def warm_up_start(position: Position, size: int, overlap: int, factor: int, memo
         return position.frame
     latent = 1 + (position.frame - position.shot - 1) // factor
     stride = size - overlap
-    reaching = max(
-        1, ceil(overlap / stride)
-    )  # chunk k before ends at size - k * stride > 0 after the start of this one
+    # Chunk k before this one ends ``size - k * stride`` after this one's start: more than 0 for those that reach past it.
+    reaching = max(1, ceil(overlap / stride))
     before = latent - stride * (reaching + ceil(memory / (factor * stride)))
     return position.shot if before <= 0 else position.shot + 1 + factor * (before - 1)
 

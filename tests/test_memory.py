@@ -252,8 +252,7 @@ def test_the_peak_of_drawing_frames_is_predicted(color: ColorMethod, at_once: in
     predicted = working_memory(upscaler, at_once, 180, 320) - 3 * z_h.numel() * 2
     predicted -= at_once * WAITING_BYTES * 720 * 1280
     print(f"{color.value}: counted {peak.peak / 2**20:.1f} MiB, predicted {predicted / 2**20:.1f}")
-    # By itself the wavelet counts 66.8 MiB a frame, in a run of all tests 76.6; why is not known.
-    assert 0.85 * predicted < peak.peak < 1.15 * predicted
+    assert 0.85 * predicted < peak.peak < 1.1 * predicted
     with Peak(model) as encoding:
         upscaler._encode(groups)
     assert encoding.peak < predicted

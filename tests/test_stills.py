@@ -15,7 +15,8 @@ from oasis_core.checkpoints import load_checkpoint
 from oasis_core.cli import main
 from oasis_core.jobs.clip import upscale_clip
 from oasis_core.pipeline import Upscaler, UpscaleSettings
-from oasis_core.video_io.stills import read_still, upright, write_still
+from oasis_core.video_io.orientation import upright
+from oasis_core.video_io.stills import TURNS, read_still, write_still
 
 from .test_cli import make_clip, refused
 from .tiny_job import options, save_random_model
@@ -101,7 +102,7 @@ def test_a_turned_photo_stands_upright(tmp_path: Path, turned: int) -> None:
     with Image.open(tmp_path / "a.png") as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(read_still(tmp_path / "a.png").pixels[0].numpy() * 255, expected)
-    assert np.array_equal(upright(colors(), turned), expected)
+    assert np.array_equal(upright(torch.from_numpy(colors()), *TURNS[turned]).numpy(), expected)
 
 
 def test_what_is_no_still_image_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..checkpoints import load_checkpoint, resolve
+from ..outputs import check_folder
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.calibrated import DEFAULT_BUDGET, calibrate, told
 from ..routing.calibration import CANDIDATES, QUERIES, check_dense
@@ -50,8 +51,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the routing; print shares, cost and the most uncertain divergence."""
-    if not args.output.parent.is_dir():
-        raise OSError(f"cannot write {args.output}: the folder {args.output.parent} does not exist; create it first")
+    check_folder(args.output)
     rule, value = ("budget", DEFAULT_BUDGET) if args.threshold is None else ("threshold", args.threshold)
     value = value if args.budget is None else args.budget
     patterns = parse_patterns(args.patterns)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..evaluation import report
 from ..evaluation.clips import ClipFile, clips_in, pair_clips
+from ..outputs import check_folder
 
 if TYPE_CHECKING:
     from ..evaluation.score import Judge
@@ -43,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     pairs = pair_clips(args.truths, args.outputs, args.clips)
     baselines = dict(_named(text) for text in args.baseline)
-    if args.json is not None and not args.json.parent.is_dir():
-        raise OSError(f"cannot write {args.json}: the folder {args.json.parent} does not exist; create it first")
+    if args.json is not None:
+        check_folder(args.json)
     known = {name: _known_mean(name, source, pairs) for name, source in baselines.items() if not source.is_dir()}
     to_score = {name: _complete(name, source, pairs) for name, source in baselines.items() if source.is_dir()}
     judge, width = Judge(), max(map(len, (*pairs, *baselines, report.MEAN)))

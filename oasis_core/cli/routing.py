@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..checkpoints import load_checkpoint, resolve
 from ..checkpoints.read import read_metadata
+from ..outputs import check_folder
 from ..pipeline import Upscaler, UpscaleSettings
 from ..routing.attention_map import attention_map, attention_picture
 from ..routing.picture import GRID, NamedRouting, named_routing, routing_picture, routing_text
@@ -127,5 +128,4 @@ def _check_target(path: Path | None, endings: tuple[str, ...]) -> None:
         return
     if path.suffix.lower() not in endings:
         raise ValueError(f"output is {path.name!r}; give a name that ends in {' or '.join(endings)}")
-    if not path.parent.is_dir():
-        raise OSError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    check_folder(path)

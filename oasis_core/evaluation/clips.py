@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ..video_io import VideoReader
+from ..video_io.images import IMAGES, VIDEOS
 from ..video_io.orientation import upright
-from ..video_io.reader import IMAGES
 
 log = logging.getLogger(__name__)
 
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".y4m")
+CLIPS = (*VIDEOS, ".y4m")
 """Endings of the files that are taken for clips; a folder of images (``oasis upscale --codec png``) is one too."""
 
 
@@ -74,7 +74,7 @@ def pair_clips(truths: Path, outputs: Path, pattern: str = "*") -> dict[str, tup
     wanted, made = clips_in(truths, pattern), clips_in(outputs)
     if not wanted:
         named = "" if pattern == "*" else f" that {pattern!r} names"
-        raise ValueError(f"{truths} holds no clip{named}; give a folder of videos ({', '.join(VIDEOS)})")
+        raise ValueError(f"{truths} holds no clip{named}; give a folder of videos ({', '.join(CLIPS)})")
     pairs = {name: (path, made[name]) for name, path in wanted.items() if name in made}
     missing = [name for name in wanted if name not in made]
     if not pairs:
@@ -107,4 +107,4 @@ def _name(path: Path) -> str:
 def _is_clip(path: Path) -> bool:
     if path.is_dir():
         return any(p.suffix.lower() in IMAGES for p in path.iterdir())
-    return path.suffix.lower() in VIDEOS
+    return path.suffix.lower() in CLIPS

@@ -20,8 +20,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..outputs import check_folder
 from .images import IMAGES
 from .info import LONGEST_SIDE, first_frames, open_video
+from .orientation import upright
 
 WRITTEN = {".png": (8, 16), ".jpg": (8,), ".jpeg": (8,), ".webp": (8,)}
 """Bits of a value that files of each ending can hold."""
@@ -33,6 +35,11 @@ QUALITY = 95
 """Of JPEG and WebP, of 100: what is lost is not seen at 100 % size."""
 ORIENTATION, TIFF_BITS = 0x0112, 258
 """Tags of EXIF and TIFF."""
+TURNS = {
+    1: (0, False), 2: (0, True), 3: (180, False), 4: (180, True),
+    5: (270, True), 6: (270, False), 7: (90, True), 8: (90, False),
+}  # fmt: skip
+"""Of EXIF's orientations, as ``orientation.upright`` takes them."""
 PNG_BITS = 24
 """Place in a PNG file of the byte that tells bits of a value."""
 DAMAGE = (
@@ -122,18 +129,8 @@ def _deep(path: Path, turned: int) -> Tensor:
         frame = first_frames(path, container, 1)[0]
     alpha = any(c.is_alpha for c in frame.format.components)
     codes = frame.to_ndarray(format="rgba64le" if alpha else "rgb48le")
-    return torch.from_numpy(upright(codes, turned).astype(np.float32) / 65535)[None]
-
-
-def upright(picture: np.ndarray, turned: int) -> np.ndarray:
-    """Of ``(H, W, C)`` stored as EXIF's orientation (1 to 8) says; others are taken for 1."""
-    if turned in (5, 6, 7, 8):
-        picture = picture.swapaxes(0, 1)
-    if turned in (2, 3, 6, 7):
-        picture = picture[:, ::-1]
-    if turned in (3, 4, 7, 8):
-        picture = picture[::-1]
-    return picture
+    pixels = torch.from_numpy(codes.astype(np.float32) / 65535)
+    return upright(pixels, *TURNS.get(turned, TURNS[1]))[None]
 
 
 def check_still_target(path: Path, still: Still, width: int, height: int, depth: int | None) -> int:
@@ -153,10 +150,7 @@ def check_still_target(path: Path, still: Still, width: int, height: int, depth:
         raise ValueError(f"{ending} cannot hold {width}x{height}; a side can have {LONGEST[ending]} pixels: use .png")
     if path.is_dir():
         raise OSError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise OSError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OSError(f"cannot write {path}: the folder {path.parent} is not writable")
+    check_folder(path)
     return depth or min(still.depth, max(depths))
 
 

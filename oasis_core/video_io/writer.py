@@ -13,6 +13,7 @@ from types import TracebackType
 import av
 from torch import Tensor
 
+from ..outputs import check_folder
 from .encoders import CODECS, SMALLEST, WriterSettings, pixel_format
 from .info import VideoInfo
 from .packing import Packed, Packing
@@ -198,10 +199,7 @@ class VideoWriter:
 def check_target(path: Path, width: int, height: int, settings: WriterSettings) -> None:
     """Refuse before any work what could not be written. Raises ValueError or OSError as ``VideoWriter`` says."""
     codec, name = CODECS[settings.codec], settings.codec
-    if not path.parent.is_dir():
-        raise OSError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OSError(f"cannot write {path}: the folder {path.parent} is not writable")
+    check_folder(path)
     if name == "png":
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise OSError(f"cannot write the images to {path}: it exists and is not an empty folder")
