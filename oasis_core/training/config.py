@@ -131,6 +131,8 @@ class TrainConfig:
     """Glob patterns of clips that are trained on, scored beside them: what is learned by heart is better there alone."""
     use_licences: str | None = None
     """Regular expression that a file's licence (column 3 of the data's LICENCES.tsv) must match; None: use all."""
+    still_share: float = 0.6
+    """Share of samples made from still photographs (animated): they carry most of the crisp texture, clips the real motion."""
     out: str = "out/train"
     """Folder for states, weights, log and previews."""
     start_from: str = ""
@@ -166,6 +168,8 @@ class TrainConfig:
             raise ValueError("optimizer is muon, but lora_rank trains adapters; take adamw")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be 0 (train every weight) or more")
+        if not 0 <= self.still_share <= 1:
+            raise ValueError(f"still_share is {self.still_share}; it must be from 0 (clips alone) to 1 (stills alone)")
         if not self.stages:
             raise ValueError("the training config has no [[stages]]")
         if any(s.faithful for s in self.stages) and self.model.faithful_timestep is None:

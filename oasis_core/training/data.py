@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .library import Library
 
-STILL_SHARE = 0.6
-"""Share of samples made from still photographs: they carry most of the crisp texture."""
 STILL_ZOOM = (1.2, 2.0)
 """Source pixels per output pixel: nothing is magnified, and the softness of single photograph pixels is averaged away
 (mean Laplacian at 1.0 to 1.15 / 1.15 to 1.4 / above: 27 / 35 / 40)."""
@@ -29,8 +27,9 @@ EDGE_CELL = 32
 class ClipStore:
     """Clips ``(T, H, W, 3)`` and stills ``(H, W, 3)``, uint8 on ``device``."""
 
-    def __init__(self, library: Library, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, library: Library, device: torch.device, still_share: float = 0.6) -> None:
+        """``still_share``: the share of samples made from stills (all, or none, where there is only one kind)."""
+        self.device, self.still_share = device, still_share
         self.clips, self.stills = library.on(device)
         self._clip_edges = [edge_map(clip[len(clip) // 2]) for clip in self.clips]
         self._still_edges = [edge_map(still) for still in self.stills]
@@ -40,7 +39,7 @@ class ClipStore:
         return torch.stack([self._one(frames, size, rng) for _ in range(batch)])
 
     def _one(self, frames: int, size: int, rng: np.random.Generator) -> Tensor:
-        still = bool(self.stills) and (not self.clips or rng.random() < STILL_SHARE)
+        still = bool(self.stills) and (not self.clips or rng.random() < self.still_share)
         x = self._from_still(frames, size, rng) if still else self._from_clip(frames, size, rng)  # (T, 3, size, size)
         if rng.random() < 0.5:
             x = x.flip(3)
