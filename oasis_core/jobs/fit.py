@@ -53,7 +53,7 @@ def device_budget(device: torch.device) -> int | None:
         return None
     free, total = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    index = torch.cuda.current_device() if device.index is None else device.index  # the fraction's function takes no other
+    index = torch.cuda.current_device() if device.index is None else device.index  # "cuda" alone is refused
     allowed = torch.cuda.get_per_process_memory_fraction(index) * total - torch.cuda.memory_allocated(device)
     return int(min(free + cached, allowed))
 

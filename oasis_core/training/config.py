@@ -19,6 +19,8 @@ else:
 
 POOL = 8
 """Batches that are kept for their next use."""
+SMALLEST_GRID = 64
+"""Pixels that a crop must have for ``losses.grid`` to tell its frequencies from others."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class LossWeights:
     """The same after area-downscaling both by 4: honesty in the low frequencies, no colour shift."""
     frequency: float = 0.0
     """L1 of the difference's spectrum: no frequency is cheap to leave out."""
+    grid: float = 0.0
+    """Power at multiples of the tokens' frequency against the ground truth's: no weave (``losses.grid``)."""
     motion: float = 0.0
     """L1 of frame differences: steadiness."""
     perceptual: float = 0.0
@@ -100,6 +104,10 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r}: a decoder stage has no faithful, routed or adversarial part")
         if not 0 <= self.faithful <= 1:
             raise ValueError(f"stage {self.name!r}: faithful is {self.faithful}; it must be from 0 to 1")
+        if self.loss.grid and self.size < SMALLEST_GRID:
+            raise ValueError(
+                f"stage {self.name!r}: size is {self.size}; the loss grid needs {SMALLEST_GRID} pixels or more, or leave it out"
+            )
         if not 1 <= self.reuse <= 4:
             raise ValueError(f"stage {self.name!r}: reuse is {self.reuse}; it must be from 1 to 4")
 

@@ -133,6 +133,8 @@ class Trainer:
         terms = {"pixel": pixel, "low": low, "motion": motion}
         if weights.frequency:
             terms["frequency"] = losses.frequency(sr, hr)
+        if weights.grid:
+            terms["grid"] = losses.grid(sr, hr)
         if weights.perceptual and self.perceptual is not None:
             terms["perceptual"] = self.perceptual(*losses.one_frame(sr, hr, self.generator))
         if weights.teacher and self.teacher is not None:
