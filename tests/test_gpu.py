@@ -18,8 +18,8 @@ from oasis_core.attention.backends import BACKENDS, backend_for
 from oasis_core.attention.reference import reference_attention
 from oasis_core.checkpoints import embedded_path, load_checkpoint
 from oasis_core.color import ColorMethod
-from oasis_core.memory import working_memory
 from oasis_core.jobs.fit import device_budget
+from oasis_core.memory import working_memory
 from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig, dit
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.plan import Position
@@ -230,7 +230,8 @@ def test_frames_come_to_the_device_as_they_are() -> None:
 
 def test_what_may_be_taken_is_told_of_a_device_without_a_number() -> None:
     budget, numbered = device_budget(CUDA), device_budget(torch.device("cuda", torch.cuda.current_device()))
-    assert budget and numbered
+    assert budget
+    assert numbered
     assert abs(budget - numbered) < 2**28  # others may use the device in between
 
 
