@@ -23,9 +23,28 @@ class Past:
     first: bool = True
     """Nothing has been decoded: the next frame is the stream's first."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
+    beds: dict[int, Tensor] = field(default_factory=dict)
+    """Where inputs from a CUDA device wait on the host: pinned, and used again, since gigabytes of new memory cost seconds."""
 
     def move(self, device: torch.device) -> None:
-        self.inputs = {number: x.to(device) for number, x in self.inputs.items()}
+        """There and back: queued behind a CUDA device's work, without a wait. Only what is moved back may be read."""
+        self.inputs = {number: self._moved(number, x, device) for number, x in self.inputs.items()}
+
+    def _moved(self, number: int, x: Tensor, device: torch.device) -> Tensor:
+        if not (x.is_cuda and device.type == "cpu"):
+            return x.to(device, non_blocking=True)
+        bed = self.beds.get(number)
+        if bed is None or (bed.shape, bed.dtype) != (x.shape, x.dtype):
+            bed = self.beds[number] = _bed(x)
+        return bed.copy_(x, non_blocking=True)
+
+
+def _bed(x: Tensor) -> Tensor:
+    """Host memory of ``x``'s shape; pinned where the system gives that much."""
+    try:
+        return torch.empty_like(x, device="cpu", pin_memory=True)
+    except RuntimeError:
+        return torch.empty_like(x, device="cpu")
 
 
 @dataclass
