@@ -26,6 +26,7 @@ from .discriminator import judge
 from .feed import Batch
 from .parallel import Group
 from .residual_coder import ResidualCoder
+from .rrdb import Dense
 from .state import TrainState, set_learning_rate
 from .teacher import Teacher, load_teacher
 
@@ -68,7 +69,10 @@ class Trainer:
             self.perceptual = self.compiled(STLPIPS().to(self.device).requires_grad_(False))
         if stage.loss.teacher and self.teacher is None:
             network = load_teacher().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.teacher = Teacher(self.compiled(network))
+            for block in network.modules():
+                if isinstance(block, Dense):  # 69 alike, one compilation for each size: the whole network takes two minutes
+                    block.forward = self.compiled(block.forward)  # type: ignore[method-assign]
+            self.teacher = Teacher(network)
         state = self.state
         everywhere = RoutingSpec.uniform(
             state.routing.depth, state.routing.heads, HeadPattern.GLOBAL, state.routing.window
