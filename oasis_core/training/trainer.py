@@ -70,7 +70,9 @@ class Trainer:
         if stage.loss.teacher and self.teacher is None:
             network = load_teacher().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for block in network.modules():
-                if isinstance(block, Dense):  # 69 alike, one compilation for each size: the whole network takes two minutes
+                if isinstance(
+                    block, Dense
+                ):  # 69 alike, one compilation for each size: the whole network takes two minutes
                     block.forward = self.compiled(block.forward)  # type: ignore[method-assign]
             self.teacher = Teacher(network)
         state = self.state
