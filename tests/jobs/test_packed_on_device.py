@@ -37,7 +37,9 @@ def pack_there(monkeypatch: pytest.MonkeyPatch, there: bool = True) -> list[int]
 def codes(path: Path) -> np.ndarray:
     """Of all frames, as they are stored."""
     with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray() for frame in container.decode(video=0)]).astype(int)
+        names = {"bgr0": "rgb24"}  # which NumPy does not get from PyAV
+        frames = [f.to_ndarray(format=names.get(f.format.name, f.format.name)) for f in container.decode(video=0)]
+    return np.stack(frames).astype(int)
 
 
 def check_alike(one: Path, other: Path) -> None:
