@@ -103,8 +103,8 @@ class DevicePacking:
             yield _shrink((channel - y) / (2 * (1 - weight)) * chroma + top, *factors)
 
     def _as_bytes(self, values: Tensor) -> Tensor:
-        """Rounded half to even, ``(n, bytes)`` uint8; two bytes, the lower one first, for more than 8 bits."""
-        codes = values.round().clamp(0, 2**self._packing.depth - 1)
+        """Rounded half to even, ``(n, bytes)`` uint8; two bytes, the lower one first, for more than 8 bits. Overwrites them."""
+        codes = values.round_().clamp_(0, 2**self._packing.depth - 1)
         if self._packing.depth <= 8:
             return codes.to(torch.uint8).flatten(1)
         return (
