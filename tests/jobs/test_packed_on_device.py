@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import av
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from oasis_core.checkpoints import load_checkpoint
-from oasis_core.pipeline import UpscaleSettings
+from oasis_core.model import OasisModel
+from oasis_core.pipeline import Upscaler, UpscaleSettings
+from oasis_core.plan import Position
 from oasis_core.ready import ready
 from oasis_core.video_io import VideoReader, WriterSettings
 from oasis_core.video_io.device_packing import DevicePacking
@@ -113,6 +116,26 @@ def test_what_is_no_number_ends_the_job(
     monkeypatch.setattr(DevicePacking, "pack", broken)
     assert run(clip, tmp_path / "out.mp4", model) == 2
     assert "frame 1 holds NaN or infinite values" in capfd.readouterr().err
+
+
+def test_finished_frames_are_gone_before_the_next_are_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made of them is all that waits beside the next decoding."""
+    checkpoint, made = load_checkpoint(model), list[weakref.ref[torch.Tensor]]()
+    upscaler = Upscaler(checkpoint.model, checkpoint.routing, UpscaleSettings(scale=2.0, chunk_frames=5, at_once=2))
+    real = OasisModel.decode
+
+    def decode(self: OasisModel, *args: object, **named: object) -> torch.Tensor:
+        assert all(frames() is None for frames in made)
+        return real(self, *args, **named)  # type: ignore[arg-type]
+
+    def finish(frames: torch.Tensor) -> torch.Tensor:
+        made.append(weakref.ref(frames))
+        return frames[:, :1, :1, 0].clone()
+
+    monkeypatch.setattr(OasisModel, "decode", decode)
+    rows = [part.frames for part in upscaler.parts(iter(torch.rand(12, 64, 64, 3)), Position(), finish=finish)]
+    assert sum(map(len, rows)) == 12
+    assert len(made) > 5
 
 
 @pytest.mark.gpu
