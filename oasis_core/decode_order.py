@@ -33,7 +33,7 @@ class Part:
     """Finished frames, in the order of the clip."""
 
     frames: Tensor
-    """``(n, out_h, out_w, 3)`` fp32 in [0, 1]."""
+    """``(n, out_h, out_w, 3)`` fp32 in [0, 1], or what ``Upscaler.parts`` was told to make of that: a row for each frame."""
     position: Position
     """Place of the first one in the clip."""
     restartable: bool
@@ -66,6 +66,7 @@ def decoded_each(
                 frames = decode(some, z_h[:, :, span.start : span.stop], corrector, None)
                 if at >= start.frame:
                     yield Part(frames, Position(at, shot), span.start == 0)
+                del frames  # the next ones are made without them
             at += count
 
 

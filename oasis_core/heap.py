@@ -72,13 +72,14 @@ def keep_freed() -> bool:
 
 
 @contextmanager
-def reused(device_type: str) -> Iterator[None]:
-    """Keep what is freed for the next tensor while this lasts, and give it back then; on CPUs, and with glibc alone.
+def reused() -> Iterator[None]:
+    """Keep what is freed for the next tensor while this lasts, and give it back then; with glibc alone.
 
-    Mapped anew, each page of a large tensor faults: that was a fifth of the decoder's time (docs/cpu_speed.md). Where two
-    overlap, the first to end ends it for both: the other one is as slow as without.
+    Mapped anew, each page of a large tensor faults: that was a fifth of the decoder's time on a CPU (docs/cpu_speed.md); beside
+    a GPU frames are read and written so. Where two overlap, the first to end ends it for both: the other one is as slow as
+    without.
     """
-    if device_type != "cpu" or not keep_freed():
+    if not keep_freed():
         yield
         return
     try:

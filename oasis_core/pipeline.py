@@ -9,6 +9,7 @@ continuous decode.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -179,7 +180,12 @@ class Upscaler:
 
     @torch.inference_mode()
     def parts(
-        self, frames: Iterable[Tensor], start: Position, poll: Poll | None = None, tally: Tally | None = None
+        self,
+        frames: Iterable[Tensor],
+        start: Position,
+        poll: Poll | None = None,
+        tally: Tally | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[Part]:
         """The clip from ``start`` on, frame for frame what a stream of the whole clip gives there.
 
@@ -187,15 +193,20 @@ class Upscaler:
             frames: the clip's frames from number ``first_needed(start)`` on, as for ``stream``.
             start: the position of a part that was restartable, under these settings or ones with larger chunks.
             tally: told of the transformer's blocks.
+            finish: given a part's frames where the model is; what it makes of them, as many rows, comes in their place.
         """
-        for part in landed(self._parts(frames, start, poll, tally)):
+
+        def finished(part: Part) -> Part:
+            return part if finish is None else replace(part, frames=finish(part.frames))
+
+        for part in landed(map(finished, self._parts(frames, start, poll, tally))):  # a generator would hold the frames
             yield replace(part, frames=kept(part.frames))
 
     def _parts(
         self, frames: Iterable[Tensor], start: Position, poll: Poll | None, tally: Tally | None
     ) -> Iterator[Part]:
         """The same, their frames where the model is."""
-        with reused(self.model.project.weight.device.type):
+        with reused() if self.model.project.weight.device.type == "cpu" else nullcontext():
             factor, begin, first = self.model.config.unshuffle[0], self._begin(start), self.first_needed(start)
             if self._decides_ahead(start):
                 frames = self._decide_ahead(iter(frames), start.shot - first, start.shot, poll)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .heap import reused
 from .jobs.begin_and_end import check_input, join, open_video_job, output_size, told_what_is_kept, what_is_asked
 from .jobs.fingerprint import hash_model
 from .jobs.fit import device_budget, planned
@@ -95,7 +96,8 @@ def upscale_video(
     smaller chunks, then tiles, from the last finished segment on.
 
     Args:
-        on_progress, poll: as in ``Upscaler.stream``; show: as in ``Upscaler.upscale``.
+        on_progress, poll: as in ``Upscaler.stream``.
+        show: given finished frames ``(H, W, 3)`` as they come, where the model is.
         notes: text that the file carries as metadata (not PNG images), by name.
 
     Raises:
@@ -180,9 +182,11 @@ class _Work:
         known = [KnownFrame(s.start, s.pts, s.checksum) for s in manifest.segments] if manifest.exact else []
         stamps: deque[tuple[int, int]] = deque()
         files = SegmentFiles(self.folder, *self.size, info, self.writer)
+        device = self.upscaler.model.project.weight.device.type
         try:
             with (
-                Packers(Packing(*self.size, info, self.writer)) as packers,
+                reused(),
+                Packers(Packing(*self.size, info, self.writer), device) as packers,
                 ReadAhead(
                     self.reader.frames(first, known), frames_waiting(info.height, info.width, RGB_BYTES)
                 ) as ahead,
@@ -206,7 +210,13 @@ class _Work:
         begun = at = start.frame
         stop = self.folder.manifest.gap_end
         tally = Tally(self.on_progress, self.reader.info.about, at)
-        for part in self.upscaler.parts(frames, start, self.poll, tally):
+
+        def finish(made: Tensor) -> Tensor:
+            if self.show is not None:
+                self.show(made[-1])
+            return made if packers.finish is None else packers.finish(made)
+
+        for part in self.upscaler.parts(frames, start, self.poll, tally, finish):
             at = part.position.frame
             if stop is not None and at >= stop:
                 return Border(Position(stop, part.position.shot), exact=self.reader.exact)
@@ -214,12 +224,10 @@ class _Work:
                 behind.put(Border(part.position, exact=self.reader.exact))
                 begun = at
             wanted = part.frames if stop is None else part.frames[: stop - at]
-            for number, rgb in enumerate(wanted, at + 1):
-                behind.put(Ready(packers.put(rgb, number), *stamps.popleft()))
+            for number, made in enumerate(wanted, at + 1):
+                behind.put(Ready(packers.put(made, number), *stamps.popleft()))
             at += len(wanted)
             tally.finished(len(wanted))
-            if self.show is not None:
-                self.show(wanted[-1])
             if len(wanted) < len(part.frames):
                 return Border(Position(at, part.position.shot), exact=self.reader.exact)
         check_input(self.reader, self.folder.manifest.asked)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import weakref
+from fractions import Fraction
 
 import pytest
 import torch
@@ -28,6 +29,10 @@ from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.routing import Extent, HeadPattern, Pattern, RoutingSpec
+from oasis_core.video_io import VideoInfo, WriterSettings
+from oasis_core.video_io.color_tags import ColorTags
+from oasis_core.video_io.device_packing import DevicePacking
+from oasis_core.video_io.packing import Packing
 
 GIB = 2**30
 HOST = torch.device("cpu")
@@ -256,6 +261,26 @@ def test_the_peak_of_drawing_frames_is_predicted(color: ColorMethod, at_once: in
     with Peak(model) as encoding:
         upscaler._encode(groups)
     assert encoding.peak < predicted
+
+
+@pytest.mark.parametrize(("codec", "depth"), [("h264", 8), ("h264", 10), ("prores", 10), ("ffv1", 8), ("ffv1", 16)])
+@pytest.mark.parametrize("at_once", [1, 5])
+@torch.no_grad()
+def test_packing_needs_less_than_drawing(codec: str, depth: int, at_once: int) -> None:
+    """Finished frames of a call, what is made of them, and of those before what is on its way to the host."""
+    config = OasisConfig("x", (1, 8, 8), 64, dim=32, depth=1, heads=2, ffn_dim=8, freq_dim=8)
+    with torch.device("meta"):
+        model = OasisModel(config).eval().requires_grad_(False).to(torch.bfloat16)
+    settings = UpscaleSettings(chunk_frames=at_once, tile=0, color=ColorMethod.NONE, at_once=at_once)
+    upscaler = Upscaler(model, RoutingSpec.by_ratio(1, 2, 0, 0), settings)
+    info = VideoInfo(320, 180, 9, Fraction(25), Fraction(1, 25), 0, Fraction(1), "yuv420p", 8, ColorTags(1, False), ())
+    packing = DevicePacking(Packing(1280, 720, info, WriterSettings(codec, depth=depth)))
+    frames = torch.empty(at_once, 720, 1280, 3, device="meta")
+    with Peak(model) as peak:
+        rows = packing.pack(frames)
+    counted, predicted = frames.nbytes + peak.peak + rows.nbytes, working_memory(upscaler, at_once, 180, 320)
+    print(f"counted at most {counted / 2**20:.1f} MiB, predicted {predicted / 2**20:.1f}")
+    assert counted < 0.9 * predicted
 
 
 def test_what_reads_in_place_needs_less() -> None:

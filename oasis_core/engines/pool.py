@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..openmp import spinning
 from ..routing.spec import RoutingSpec
 from .cluster import Room
 from .far_files import bring
@@ -74,7 +75,10 @@ class Pool:
         self._ray, self._given = ray, (settings, server, text)
         # Three threads: one makes a segment, the others are asked how far it is and for files. Dead actors are replaced by
         # us, since Ray's own restart would leave us without a say in how often.
-        self._actor = ray.remote(worker).options(**room.options, max_concurrency=3, max_restarts=0)
+        environment = {"env_vars": spinning()}
+        self._actor = ray.remote(worker).options(
+            **room.options, max_concurrency=3, max_restarts=0, runtime_env=environment
+        )
         self.slots = [self._start(number) for number in range(room.workers)]
 
     def _start(self, number: int) -> Slot:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from ..color import ColorMethod
 from ..jobs.overlap import PATIENCE
+from ..openmp import spinning
 from ..pipeline import Poll, UpscaleSettings
 from ..progress import Progress
 from ..video_io import Deinterlace, WriterSettings
@@ -80,7 +81,8 @@ def upscale_in_process(request: RayRequest, on_progress: Progress | None = None,
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     child = subprocess.Popen(
         [sys.executable, "-m", "oasis_core.engines.ray_process"], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}, encoding="utf-8",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+        env={**os.environ, **spinning(), "PYTHONPATH": path},
     )  # fmt: skip
     assert child.stdin is not None
     assert child.stdout is not None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import torch
 
 from ..checkpoints import resolve
 from ..device import FP8, choose_device, choose_format
@@ -24,6 +25,7 @@ from ..jobs.remembered import free_memory_mib, recall, remember
 from ..jobs.scan import SegmentTask
 from ..jobs.shrink import free_memory, is_out_of_memory, shrunk, told, with_plan
 from ..model.decoders import DecodePlan
+from ..openmp import BESIDE_GPU
 from ..pipeline import Upscaler, UpscaleSettings
 from ..ready import load_with_decoder, ready, routing_of
 from ..routing.auto import ShotRoutings
@@ -168,6 +170,8 @@ class SegmentWorker:
 
     def _load(self, settings: WorkerSettings, server: Any, text: str) -> None:
         device = choose_device(settings.device)
+        if device.type != "cpu":
+            torch.set_num_threads(min(BESIDE_GPU, torch.get_num_threads()))
         dtype, fp8 = choose_format(settings.dtype, device)
         model, decoder = resolve(settings.model), None if settings.decoder is None else Path(settings.decoder)
         if not model.is_file() and server is not None:

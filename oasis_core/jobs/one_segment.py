@@ -6,6 +6,7 @@ from collections import deque
 from contextlib import closing
 from pathlib import Path
 
+from ..heap import reused
 from ..pipeline import Poll, Upscaler
 from ..plan import Position
 from ..progress import Progress, Tally
@@ -46,9 +47,11 @@ def make_segment(
     stamps: deque[tuple[int, int]] = deque()
     file = SegmentFile(path, geometry.out_w, geometry.out_h, reader.info, writer, start)
     tally = Tally(on_progress, task.frames)
+    device = upscaler.model.project.weight.device.type
     try:
         with (
-            Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer)) as packers,
+            reused(),
+            Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer), device) as packers,
             ReadAhead(
                 reader.frames(first, task.known), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
             ) as ahead,
@@ -56,13 +59,13 @@ def make_segment(
         ):
             frames = noting_stamps(ahead, stamps, start - first)
             at = start
-            with closing(upscaler.parts(frames, task.start, poll, tally)) as parts:  # type: ignore[type-var]
+            with closing(upscaler.parts(frames, task.start, poll, tally, packers.finish)) as parts:  # type: ignore[type-var]
                 for part in parts:
                     if at == start and stamps[0] != (task.pts, task.checksum):
                         raise ValueError(f"{reader.path}: frame {start} is not what it was when the job was planned")
                     wanted = part.frames[: task.stop - at]
-                    for number, rgb in enumerate(wanted, at + 1):
-                        behind.put(Ready(packers.put(rgb, number), *stamps.popleft()))
+                    for number, made in enumerate(wanted, at + 1):
+                        behind.put(Ready(packers.put(made, number), *stamps.popleft()))
                     at += len(wanted)
                     tally.finished(len(wanted))
                     if at == task.stop:

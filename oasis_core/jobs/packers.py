@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from torch import Tensor
 
+from ..video_io.device_packing import DevicePacking, packs_on
 from ..video_io.packing import Packed, Packing
 from .overlap import RGB_BYTES, frames_waiting
 
@@ -20,22 +22,27 @@ MOST = 4
 class Packers:
     """Packs pictures in the order in which they are put, several at once. An error is that of the frame's future."""
 
-    def __init__(self, packing: Packing) -> None:
+    def __init__(self, packing: Packing, device: str = "cpu") -> None:
+        """``device``: the kind that pictures are made on. Where ``packs_on`` says so, the values are packed there already."""
+        there = DevicePacking(packing) if packs_on(device, packing) else None
+        self.finish: Callable[[Tensor], Tensor] | None = None if there is None else there.pack
+        """What turns pictures ``(n, H, W, 3)`` into what ``put`` takes, on their device; None: it takes pictures."""
         self.waited = 0.0
         """Seconds that the producer has waited to put pictures: few of them wait, since they are large."""
-        self._packing = packing
+        self._pack: Callable[[Tensor, int], Packed] = packing if there is None else there.frame
         self._room = threading.Semaphore(frames_waiting(*packing.size, RGB_BYTES))
         self._pool = ThreadPoolExecutor(max(1, min(MOST, (os.cpu_count() or 1) // 2)), "oasis-packer")
 
     def __enter__(self) -> Packers:
         return self
 
-    def put(self, rgb: Tensor, number: int) -> Future[Packed]:
-        """``rgb``: ``(H, W, 3)`` in [0, 1] on the CPU, and nobody changes it any more; ``number``: of the clip's frame."""
+    def put(self, made: Tensor, number: int) -> Future[Packed]:
+        """``made``: ``(H, W, 3)`` in [0, 1] or what ``finish`` makes of that, on the CPU, and nobody changes it any more;
+        ``number``: of the clip's frame."""
         began = time.monotonic()
         self._room.acquire()
         self.waited += time.monotonic() - began
-        future = self._pool.submit(self._packing, rgb, number)
+        future = self._pool.submit(self._pack, made, number)
         future.add_done_callback(lambda _: self._room.release())
         return future
 

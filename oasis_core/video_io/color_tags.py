@@ -82,7 +82,7 @@ class ColorTags:
 
 def yuv_to_rgb(yuv: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
     """Planes ``(3, H, W)`` of ``depth``-bit code values -> ``(H, W, 3)`` float32, nominally [0, 1], not clamped."""
-    top, offset, luma, chroma = _levels(tags.full_range, depth)
+    top, offset, luma, chroma = code_levels(tags.full_range, depth)
     kr, kb = LUMA_WEIGHTS[tags.matrix]
     rgb = np.empty((*yuv.shape[1:], 3), np.float32)
     for start in range(0, len(rgb), BAND):
@@ -103,7 +103,7 @@ def rgb_to_yuv(rgb: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
 
 def rgb_to_codes(rgb: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
     """The same, float and not rounded: what chroma is averaged from."""
-    top, offset, luma, chroma = _levels(tags.full_range, depth)
+    top, offset, luma, chroma = code_levels(tags.full_range, depth)
     kr, kb = LUMA_WEIGHTS[tags.matrix]
     codes = np.empty((3, *rgb.shape[:2]), np.float32)
     for start in range(0, len(rgb), BAND):
@@ -116,7 +116,7 @@ def rgb_to_codes(rgb: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
     return codes
 
 
-def _levels(full_range: bool, depth: int) -> tuple[float, float, float, float]:
+def code_levels(full_range: bool, depth: int) -> tuple[float, float, float, float]:
     """Code value of zero chroma, of black, and the spans of luma and chroma."""
     if full_range:
         return 2.0 ** (depth - 1), 0.0, 2.0**depth - 1, 2.0**depth - 1

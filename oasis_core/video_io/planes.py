@@ -33,7 +33,7 @@ def read_planes(frame: av.VideoFrame, *, centred: bool) -> np.ndarray:
     ``centred``: chroma columns lie between luma's (JPEG) and not on every other one.
     """
     fmt, depth = frame.format, depth_of(frame.format)
-    factors = _factors(fmt, frame.width, frame.height)
+    factors = chroma_factors(fmt, frame.width, frame.height)
     own = fmt.is_planar and [c.plane for c in fmt.components[:3]] == [0, 1, 2] and not fmt.is_big_endian
     if not own:
         names = {value: name for name, value in FACTORS.items()}
@@ -47,7 +47,7 @@ def make_frame(codes: np.ndarray, pix_fmt: str, *, centred: bool) -> av.VideoFra
     height, width = codes.shape[1:]
     frame = av.VideoFrame(width, height, pix_fmt)
     depth = depth_of(frame.format)
-    factors = _factors(frame.format, width, height)
+    factors = chroma_factors(frame.format, width, height)
     for plane, values in zip(
         frame.planes, [codes[0], *(_shrink(c, *factors, centred) for c in codes[1:])], strict=True
     ):
@@ -107,7 +107,8 @@ def _is_float(fmt: av.VideoFormat) -> bool:
     return "f32" in fmt.name or "f16" in fmt.name
 
 
-def _factors(fmt: av.VideoFormat, width: int, height: int) -> tuple[int, int]:
+def chroma_factors(fmt: av.VideoFormat, width: int, height: int) -> tuple[int, int]:
+    """Columns and rows of luma to one of chroma, for a format of that size."""
     c = fmt.components[1]
     wide, high = fmt.chroma_width(1024), fmt.chroma_height(1024)
     return (1024 // wide, 1024 // high) if (width, height) != (c.width, c.height) else (1, 1)
@@ -116,9 +117,14 @@ def _factors(fmt: av.VideoFormat, width: int, height: int) -> tuple[int, int]:
 def _fill(plane: av.video.plane.VideoPlane, values: np.ndarray, depth: int) -> None:
     kind = np.dtype("u1") if depth <= 8 else np.dtype("<u2")
     raw = np.clip(np.rint(values), 0, 2**depth - 1).astype(kind).view(np.uint8)
-    rows = np.zeros((len(raw), plane.line_size), np.uint8)
-    rows[:, : raw.shape[1]] = raw
-    plane.update(rows.tobytes())
+    put_rows(plane, raw)
+
+
+def put_rows(plane: av.video.plane.VideoPlane, raw: np.ndarray) -> None:
+    """A plane's bytes ``(rows, bytes of a row)`` into a frame, whose rows may be longer."""
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+    rows[: len(raw), : raw.shape[1]] = raw
+    rows[: len(raw), raw.shape[1] :] = 0
 
 
 def _values(plane: av.video.plane.VideoPlane, depth: int) -> np.ndarray:

@@ -71,6 +71,20 @@ def test_any_order_gives_what_one_pass_gives(tmp_path: Path, clip: Path, model: 
     assert not job_path(out).exists()
 
 
+def test_segments_packed_where_they_are_made(
+    tmp_path: Path, clip: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; the file is that of one pass which packs so, too. (Against the host's: jobs/test_packed_on_device.py.)"""
+    monkeypatch.setattr("oasis_core.jobs.packers.packs_on", lambda device, packing: not packing.images)
+    whole, out = tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    assert main(["upscale", str(clip), str(whole), *options(model)]) == 0
+    parts = Parts(clip, out, model)
+    for task in parts.plan():
+        parts.make(task)
+    parts.end()
+    assert content(out) == content(whole)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_pass_fills_the_gaps_that_others_have_left(tmp_path: Path, clip: Path, model: Path, seed: int) -> None:
     whole, out = tmp_path / "whole.mkv", tmp_path / "out.mkv"

@@ -216,6 +216,24 @@ def test_a_segment_that_raises_is_tried_smaller_then_told(
 
 
 @needs_ray
+def test_workers_are_told_how_long_to_spin(
+    address: str, tmp_path: Path, clip: Path, model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process says, also where Ray was started by one that said otherwise."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "12345")
+
+    class Telling(SegmentWorker):
+        def __init__(self, *given: Any) -> None:
+            (tmp_path / f"told-{os.getpid()}").write_text(os.environ["GOMP_SPINCOUNT"])
+            super().__init__(*given)
+
+    [result] = on_ray(address, [clip], tmp_path / "out.mkv", model, Telling)
+    assert result.error is None
+    assert {file.read_text() for file in tmp_path.glob("told-*")} == {"12345"}
+    assert content(tmp_path / "out.mkv") == content(whole)
+
+
+@needs_ray
 @pytest.mark.slow
 def test_a_slow_worker_delays_nothing(address: str, tmp_path: Path, clip: Path, model: Path, whole: Path) -> None:
     mark, out, states = tmp_path / "slow", tmp_path / "out.mkv", list[list[WorkerState]]()
