@@ -21,9 +21,9 @@ than decoding or correcting the same frames takes (``memory.py``), whose memory 
 
 
 def packs_on(device: str, packing: Packing) -> bool:
-    """Whether pictures that are made on that kind of device are packed there: not on a CPU, where NumPy's bands are as fast,
+    """Whether pictures that are made on that kind of device are packed there: on CUDA (other GPUs share the host's memory),
     and not as PNG images, which are compressed on the host in any case."""
-    return device != "cpu" and not packing.images
+    return device == "cuda" and not packing.images
 
 
 class DevicePacking:
