@@ -121,7 +121,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "at 2x3x4 tokens" in text
     assert Image.open(out).size == routing_picture([NamedRouting("r.json", SPEC, sizes=(2, 3, 4))] * 2).size
     assert main(["routing", "show", "oasis-tiny"]) == 0
-    assert "   11  " in capsys.readouterr().out
+    assert "    7  " in capsys.readouterr().out
     for argv, message in (
         ([path, "oasis-tiny"], "routings of different models cannot be compared"),
         ([tmp_path / "none.json"], "routing file not found"),

@@ -31,11 +31,11 @@ FRAMES = 24
 CLIPS = ("sample", "pan", "zoom")
 CHUNK_SIZE, CHUNK_OVERLAP = (48, 96), 2
 """Input pixels; latent frames."""
-TILE_SIZE, TILE_FRAMES, TILE, TILE_OVERLAP = (128, 192), 3, 128, 32
-"""Input pixels, frames, output pixels: the smallest tiles that out-of-memory leads to."""
+TILE_SIZE, TILE_FRAMES, TILE_SCALE, TILE, TILE_OVERLAP = (128, 192), 3, 4, 256, 64
+"""Input pixels, frames, output pixels: tiles as large as what the model saw in training. Out of memory can lead to half of it."""
 BEYOND_TILES = 4 / 255
 """Tiles are no mere blending: heads that look at the whole frame see the tile alone, and everything changes a little.
-Measured 0.4 to 3.0 of 255; 1 of 255, as for chunks, is not reached but by windows alone (docs/long_videos.md)."""
+Measured 0.4 to 3.6 of 255; 1 of 255, as for chunks, is not reached but by windows alone (docs/long_videos.md)."""
 
 
 def sample() -> Tensor:
@@ -88,7 +88,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 
 def upscaled(checkpoint: Checkpoint, frames: Tensor, **changes: object) -> Tensor:
-    """Twice enlarged."""
+    """Twice enlarged, unless ``changes`` say otherwise."""
     settings = replace(UpscaleSettings(scale=2.0, chunk_frames=FRAMES, scene_cuts=False, tile=0), **changes)  # type: ignore[arg-type]
     return Upscaler(checkpoint.model, checkpoint.routing, settings).upscale(frames)
 
@@ -126,7 +126,9 @@ def test_jumps_at_chunk_borders_are_those_of_the_unchunked_output(
     spans = plan_chunks(FRAMES, chunk, CHUNK_OVERLAP)
     # Where a fade begins, inside it, and where it ends: the later chunk takes over from frame a.stop - 2 on.
     borders = sorted({f for a, _ in pairwise(spans) for f in range(a.stop - CHUNK_OVERLAP, min(a.stop + 1, FRAMES))})
-    at = torch.tensor([float(ratio[frame - 1]) for frame in borders])
+    moves = jumps(unbroken[name]) > 5 / 255  # the film repeats frame 6: of what stands still there is no ratio
+    at = torch.tensor([float(ratio[frame - 1]) for frame in borders if moves[frame - 1]])
+    assert len(at) >= len(borders) - 1
     print(f"{name}, chunk {chunk}: {at.mean():.4f} in the mean, {at.min():.4f} to {at.max():.4f}")
     assert LOW <= at.mean() <= HIGH
 
@@ -162,11 +164,14 @@ def slopes(frames: Tensor, dim: int) -> Tensor:
 def tile_pairs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
     """Tiled and untiled."""
     clips = make_clips(tmp_path_factory.mktemp("tiles"), TILE_SIZE, TILE_FRAMES)
-    changes = {"tile": TILE, "tile_overlap": TILE_OVERLAP}
-    return {n: (upscaled(checkpoint, f, **changes), upscaled(checkpoint, f)) for n, f in clips.items()}
+    untiled, tiled = (
+        {"scale": float(TILE_SCALE)},
+        {"scale": float(TILE_SCALE), "tile": TILE, "tile_overlap": TILE_OVERLAP},
+    )
+    return {n: (upscaled(checkpoint, f, **tiled), upscaled(checkpoint, f, **untiled)) for n, f in clips.items()}
 
 
-LENGTHS = tuple(2 * side for side in TILE_SIZE)
+LENGTHS = tuple(TILE_SCALE * side for side in TILE_SIZE)
 
 
 def test_the_tiles_of_this_test_are_those_of_the_pipeline(checkpoint: Checkpoint) -> None:
@@ -209,17 +214,17 @@ def test_tiles_of_windows_alone_show_nothing_beyond_their_overlap(checkpoint: Ch
     frames = make_clips(tmp_path, TILE_SIZE, TILE_FRAMES)["zoom"]
     windows = RoutingSpec.uniform(checkpoint.config.depth, checkpoint.config.heads, HeadPattern.WINDOW)
     whole, tiled = (
-        Upscaler(checkpoint.model, windows, UpscaleSettings(2.0, chunk_frames=FRAMES, tile=t, tile_overlap=o)).upscale(
-            frames
-        )
+        Upscaler(
+            checkpoint.model, windows, UpscaleSettings(TILE_SCALE, chunk_frames=FRAMES, tile=t, tile_overlap=o)
+        ).upscale(frames)
         for t, o in ((0, 0), (TILE, TILE_OVERLAP))
     )
     error = (tiled - whole).square().mean((0, 3))
     away = torch.minimum(from_fades(LENGTHS[0])[:, None], from_fades(LENGTHS[1])[None])
     by_distance = rms_by_distance(error, torch.where(away > 0, (away - 1) // 16 * 16 + 1, 0))
     print(f"windows alone: {told(by_distance)}")
-    assert max(by_distance.values()) < BEYOND
-    assert max(value for distance, value in by_distance.items() if distance > 0) < BEYOND / 4
+    assert by_distance[0] < 2 * BEYOND
+    assert max(value for distance, value in by_distance.items() if distance > 0) < BEYOND / 3
     assert by_distance[max(by_distance)] < BEYOND / 50
 
 
