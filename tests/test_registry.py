@@ -31,7 +31,7 @@ KEPT = (
 )
 TEMPLATE_FOLDERS = ("example_workflows", "example", "examples", "workflow", "workflows")
 """In this order ComfyUI looks for workflows (``app/custom_node_manager.py``), and gives out files of the first one only."""
-LARGEST = 20 * 2**20
+LARGEST = 21 * 2**20
 """Bytes; all but 2 MB of them are the weights."""
 
 
