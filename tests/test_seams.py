@@ -31,8 +31,9 @@ FRAMES = 24
 CLIPS = ("sample", "pan", "zoom")
 CHUNK_SIZE, CHUNK_OVERLAP = (48, 96), 2
 """Input pixels; latent frames."""
-TILE_SIZE, TILE_FRAMES, TILE_SCALE, TILE, TILE_OVERLAP = (128, 192), 3, 4, 256, 64
-"""Input pixels, frames, output pixels: tiles as large as what the model saw in training. Out of memory can lead to half of it."""
+TILE_SIZE, TILE_FRAMES, TILE_SCALE, TILE, TILE_OVERLAP = (128, 192), 3, 4, 256, 128
+"""Input pixels, frames, output pixels: tiles as large as what the model saw in training, with their default overlap. Out of
+memory can lead to half of both."""
 BEYOND_TILES = 4 / 255
 """Tiles are no mere blending: heads that look at the whole frame see the tile alone, and everything changes a little.
 Measured 0.4 to 3.6 of 255; 1 of 255, as for chunks, is not reached but by windows alone (docs/long_videos.md)."""
@@ -180,7 +181,7 @@ def test_the_tiles_of_this_test_are_those_of_the_pipeline(checkpoint: Checkpoint
     up = Upscaler(checkpoint.model, checkpoint.routing, settings)
     assert up.tiling(LENGTHS[0] // cell, LENGTHS[1] // cell) == (TILE // cell, TILE_OVERLAP // cell)
     assert [n % cell for n in (*LENGTHS, TILE, TILE_OVERLAP)] == [0] * 4
-    assert [len(spans(n)) for n in LENGTHS] == [3, 4]
+    assert [len(spans(n)) for n in LENGTHS] == [3, 5]
 
 
 def test_gradients_across_tile_borders_are_those_of_the_untiled_output(
@@ -223,8 +224,8 @@ def test_tiles_of_windows_alone_show_nothing_beyond_their_overlap(checkpoint: Ch
     away = torch.minimum(from_fades(LENGTHS[0])[:, None], from_fades(LENGTHS[1])[None])
     by_distance = rms_by_distance(error, torch.where(away > 0, (away - 1) // 16 * 16 + 1, 0))
     print(f"windows alone: {told(by_distance)}")
-    assert by_distance[0] < 2 * BEYOND
-    assert max(value for distance, value in by_distance.items() if distance > 0) < BEYOND / 3
+    assert max(by_distance.values()) < BEYOND
+    assert max(value for distance, value in by_distance.items() if distance > 0) < BEYOND / 4
     assert by_distance[max(by_distance)] < BEYOND / 50
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..checkpoints.read import read_metadata
 from ..model import OasisConfig
 from ..model.vae_config import WanDecoderConfig
+from .losses import PERIODS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,8 +20,6 @@ else:
 
 POOL = 8
 """Batches that are kept for their next use."""
-SMALLEST_GRID = 64
-"""Pixels that a crop must have for ``losses.grid`` to tell its frequencies from others."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,6 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r}: a decoder stage has no faithful, routed or adversarial part")
         if not 0 <= self.faithful <= 1:
             raise ValueError(f"stage {self.name!r}: faithful is {self.faithful}; it must be from 0 to 1")
-        if self.loss.grid and self.size < SMALLEST_GRID:
-            raise ValueError(
-                f"stage {self.name!r}: size is {self.size}; the loss grid needs {SMALLEST_GRID} pixels or more, or leave it out"
-            )
         if not 1 <= self.reuse <= 4:
             raise ValueError(f"stage {self.name!r}: reuse is {self.reuse}; it must be from 1 to 4")
 
@@ -193,6 +188,11 @@ class TrainConfig:
             if stage.size % self.model.pixel_multiple[0] or stage.size % 4:
                 raise ValueError(
                     f"stage {stage.name!r}: size is {stage.size}; it must be a multiple of {self.model.pixel_multiple[0]}"
+                )
+            if stage.loss.grid and stage.size < PERIODS * self.model.pixel_multiple[0]:
+                raise ValueError(
+                    f"stage {stage.name!r}: size is {stage.size}; the loss grid needs {PERIODS * self.model.pixel_multiple[0]} "
+                    "pixels or more, or leave it out"
                 )
 
     @property

@@ -11,8 +11,8 @@ from torch import Tensor
 from .discriminator import FRAMES
 
 CHARBONNIER_EPS = 1e-3
-GRID = 16
-"""Pixels: side of ``grid``'s pattern, what a token of ``oasis-tiny`` covers."""
+PERIODS = 4
+"""Periods of ``grid`` that a crop must hold, to tell its frequencies from others."""
 CROP = 192
 """Side (pixels) of the random crop that the perceptual and adversarial terms see. It lies elsewhere each step, so that
 the network cannot hide a fixed pattern in the places where a metric's pooling does not look (DESIGN section 5)."""
@@ -35,24 +35,24 @@ def frequency(sr: Tensor, hr: Tensor) -> Tensor:
     return torch.view_as_real(spectrum).abs().mean()
 
 
-def grid(sr: Tensor, hr: Tensor) -> Tensor:
-    """By how much the frames repeat more, or less, with a period of ``GRID`` pixels than ``hr`` do.
+def grid(sr: Tensor, hr: Tensor, period: int) -> Tensor:
+    """By how much the frames repeat more, or less, with a period of so many pixels (a token's side) than ``hr`` do.
 
     Compared are the mean logarithms of the power at the spectrum's multiples of that frequency over that half way between.
     A network that writes pictures in tokens leaves a weave of their period, which perceptual losses do not see and even like
-    (docs/training.md). Sides are cut to a multiple of ``2 * GRID``.
+    (docs/training.md). Sides are cut to a multiple of two periods, and must be ``PERIODS`` or more.
     """
-    return (_comb(sr) - _comb(hr)).abs()
+    return (_comb(sr, period) - _comb(hr, period)).abs()
 
 
-def _comb(frames: Tensor) -> Tensor:
-    height, width = (size // (2 * GRID) * 2 * GRID for size in frames.shape[-2:])
+def _comb(frames: Tensor, period: int) -> Tensor:
+    height, width = (size // (2 * period) * 2 * period for size in frames.shape[-2:])
     gray = frames[..., :height, :width].float().mean(1).flatten(0, 1)
     windows = [torch.hann_window(n, periodic=False, device=gray.device) for n in (height, width)]
     flat = (gray - gray.mean((1, 2), keepdim=True)) * windows[0][:, None] * windows[1]
     power = torch.fft.fft2(flat).abs().square() + 1e-6
-    steps = height // GRID, width // GRID
-    rows, columns = (torch.arange(GRID, device=gray.device) * step for step in steps)
+    steps = height // period, width // period
+    rows, columns = (torch.arange(period, device=gray.device) * step for step in steps)
 
     def at(down: int, right: int) -> Tensor:
         return power[:, (rows + down) % height][:, :, (columns + right) % width]
@@ -60,7 +60,7 @@ def _comb(frames: Tensor) -> Tensor:
     y, x = (step // 2 for step in steps)
     around = [at(a, b) for a in (-y, 0, y) for b in (-x, 0, x) if a or b]
     excess = at(0, 0).log() - torch.stack(around).mean(0).log()
-    low = torch.tensor([k in (0, 1, GRID - 1) for k in range(GRID)], device=gray.device)
+    low = torch.tensor([k in (0, 1, period - 1) for k in range(period)], device=gray.device)
     return excess[:, ~(low[:, None] & low)].mean()  # the lowest are the picture's own
 
 

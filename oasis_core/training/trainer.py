@@ -140,7 +140,7 @@ class Trainer:
         if weights.frequency:
             terms["frequency"] = losses.frequency(sr, hr)
         if weights.grid:
-            terms["grid"] = losses.grid(sr, hr)
+            terms["grid"] = losses.grid(sr, hr, self.config.model.pixel_multiple[0])
         if weights.perceptual and self.perceptual is not None:
             terms["perceptual"] = self.perceptual(*losses.one_frame(sr, hr, self.generator))
         if weights.teacher and self.teacher is not None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from oasis_core.model import OasisConfig
+from oasis_core.training.config import StageConfig, TrainConfig
 from oasis_core.training.data import ClipStore, _camera_path, edge_map, textured_corner
 from oasis_core.training.library import Library
 
@@ -68,6 +70,22 @@ def test_clip_crops_are_parts_of_the_clip(data: Path) -> None:
     x = store._from_clip(1, 96, seeded())  # as high as the clip: only the columns are free
     clip = store.clips[0].permute(0, 3, 1, 2) / 255
     assert min(float((clip[..., k : k + 96] - x).abs().amax((1, 2, 3)).min()) for k in range(33)) == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_samples_come_from_the_kind_that_is_asked_for(
+    data: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    store, made = ClipStore(Library.read(data), CPU, share), []
+    for kind, name in ((0.0, "_from_clip"), (1.0, "_from_still")):
+        monkeypatch.setattr(store, name, lambda *args, kind=kind: made.append(kind) or torch.zeros(3, 3, 32, 32))
+    store.sample(20, 3, 32, seeded())
+    assert made == [share] * 20
+
+
+def test_a_share_of_stills_outside_its_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="still_share is 1.5; it must be from 0"):
+        TrainConfig(OasisConfig("x"), (StageConfig("a", 1, frames=1),), still_share=1.5)
 
 
 def laplacian(x: Tensor) -> float:

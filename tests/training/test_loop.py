@@ -35,7 +35,7 @@ def config(data: Path, out: Path, **changes: object) -> TrainConfig:
         StageConfig("dense", 3, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-3, loss=LossWeights(low=0.5)),
         StageConfig(
             "routed", 3, batch=2, frames=3, size=64, lr=1e-3, lr_end=1e-4, mode="walk", other_scales=0.5, routed=True,
-            faithful=0.4, ramp=2, reuse=2, loss=LossWeights(frequency=0.1, motion=0.3, adversarial=0.05, feature=0.05),
+            faithful=0.4, ramp=2, reuse=2, loss=LossWeights(frequency=0.1, motion=0.3, grid=0.02, adversarial=0.05, feature=0.05),
         ),
     )  # fmt: skip
     base = TrainConfig(

@@ -32,7 +32,7 @@ class Past:
 
     def _moved(self, number: int, x: Tensor, device: torch.device) -> Tensor:
         if not (x.is_cuda and device.type == "cpu"):
-            return x.to(device, non_blocking=True)
+            return x.to(device, non_blocking=device.type == "cuda")
         bed = self.beds.get(number)
         if bed is None or (bed.shape, bed.dtype) != (x.shape, x.dtype):
             bed = self.beds[number] = _bed(x)
