@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from oasis_core.model import OasisConfig, OasisModel
+from oasis_core.checkpoints import save_checkpoint
+from oasis_core.checkpoints.metadata import Metadata
+from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.model.dit import DiT
 from oasis_core.model.vae_config import WanDecoderConfig
 from oasis_core.routing import HeadPattern, RoutingSpec
@@ -67,3 +69,16 @@ def random_tiny(device: torch.device, dtype: torch.dtype, config: OasisConfig = 
         if not p.any():
             torch.nn.init.normal_(p, std=0.02)
     return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def save_full_shape(path: Path) -> None:
+    """A checkpoint of 30 blocks of 1536, 12 heads, and a pixel decoder."""
+    config = OasisConfig(
+        name="full-shape", unshuffle=(4, 8, 8), latent_channels=16, dim=1536, depth=30, heads=12, ffn_dim=8960,
+        freq_dim=256, decoder=PixelDecoderConfig(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 1.4 billion random numbers
+        model = OasisModel(config)
+    model = model.to("cpu", torch.bfloat16)
+    save_checkpoint(path, model, Metadata(config, RoutingSpec.by_ratio(30, 12, 0.25, 0.35), "Apache-2.0"))

@@ -22,16 +22,14 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from random_models import save_full_shape
 
-from oasis_core.checkpoints import EMBEDDED, save_checkpoint
-from oasis_core.checkpoints.metadata import Metadata
+from oasis_core.checkpoints import EMBEDDED
 from oasis_core.engines.film import FilmRequest
 from oasis_core.engines.ray_job import upscale_on_ray
 from oasis_core.engines.told import RaySettings
 from oasis_core.engines.worker import Source, WorkerSettings
-from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import UpscaleSettings
-from oasis_core.routing import RoutingSpec
 from oasis_core.video_io import WriterSettings
 from oasis_core.video_job import JobSettings
 
@@ -50,19 +48,6 @@ def make_clip(path: Path, frames: int, width: int, height: int) -> None:
             moved = np.ascontiguousarray(np.roll(picture, i, 1)[:height, :width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
         container.mux(stream.encode(None))
-
-
-def full_model(path: Path) -> None:
-    """Random weights: 30 blocks of 1536, 12 heads, a pixel decoder."""
-    config = OasisConfig(
-        name="full-shape", unshuffle=(4, 8, 8), latent_channels=16, dim=1536, depth=30, heads=12, ffn_dim=8960,
-        freq_dim=256, decoder=PixelDecoderConfig(),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 1.4 billion random numbers
-        model = OasisModel(config)
-    model = model.to("cpu", torch.bfloat16)
-    save_checkpoint(path, model, Metadata(config, RoutingSpec.by_ratio(30, 12, 0.25, 0.35), "Apache-2.0"))
 
 
 def packets(path: Path) -> str:
@@ -92,7 +77,7 @@ def main() -> None:
         make_clip(clip, args.frames, *args.size)
         if args.full:
             model = str(folder / "full.safetensors")
-            full_model(Path(model))
+            save_full_shape(Path(model))
         settings = WorkerSettings(
             model, None, UpscaleSettings(scale=args.scale), "cpu" if args.cpu else "cuda", "auto", "auto", False
         )

@@ -2,7 +2,8 @@
 
     python benchmarks/streaming.py 100 1000 10000       # 96x64, x2, a tiny random model: all but the model weighs its most
     python benchmarks/streaming.py --real 100 1000      # the bundled sample to and fro (320x180), x4, the model that ships
-    python benchmarks/streaming.py --gpu                # both, as a GPU is measured: 100 and 1,000 real, 10,000 tiny
+    python benchmarks/streaming.py --full 300           # the same clip, random weights in the shape of Wan2.1-1.3B
+    python benchmarks/streaming.py --gpu                # as a GPU is measured: 100 and 1,000 real, 600 full, 10,000 tiny
 
 Each length is upscaled by a process of its own: reader, model and writer overlapped, segments joined at the end. Idle is told
 three ways: the share of the time in which the model's thread waited for reader or writer; of a GPU, the share of time without
@@ -31,6 +32,7 @@ from statistics import fmean
 import torch
 from clips import moving_noise, sample_to_and_fro
 from memory import HEIGHT, WIDTH
+from random_models import save_full_shape
 
 from oasis_core.checkpoints import EMBEDDED, load_checkpoint, resolve, save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
@@ -58,10 +60,13 @@ class Case:
     model: str = ""
     """Checkpoint; empty: the one that ships, or a tiny random one."""
     device: str = "auto"
+    full: bool = False
+    """Random weights in the full model's shape."""
 
     @property
     def name(self) -> str:
-        return f"{self.frames} frames, {'320x180 x4' if self.real else f'{WIDTH}x{HEIGHT} x2'}"
+        size = f"320x180 x4{', full shape' if self.full else ''}" if self.real else f"{WIDTH}x{HEIGHT} x2"
+        return f"{self.frames} frames, {size}"
 
 
 def random_model(path: Path) -> None:
@@ -160,9 +165,11 @@ def run(case: Case) -> dict[str, float | None]:
             sample_to_and_fro(clip, case.frames)
         else:
             moving_noise(clip, case.frames, WIDTH, HEIGHT)
-        if not case.model and not case.real:
+        if case.full:
+            save_full_shape(model)
+        elif not case.model and not case.real:
             random_model(model)
-        given = case.model or (str(resolve(EMBEDDED)) if case.real else str(model))
+        given = case.model or str(resolve(EMBEDDED) if case.real and not case.full else model)
         text = json.dumps(asdict(case) | {"model": given})
         argv = [sys.executable, __file__, "--clip", str(clip), "--case", text]
         done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
@@ -173,7 +180,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("frames", type=int, nargs="*", default=[100, 1000])
     parser.add_argument("--real", action="store_true", help="the bundled sample, x4, the model that ships")
-    parser.add_argument("--gpu", action="store_true", help="100 and 1,000 frames so, 10,000 of the tiny model")
+    parser.add_argument("--full", action="store_true", help="likewise, random weights in the full model's shape")
+    parser.add_argument(
+        "--gpu", action="store_true", help="100 and 1,000 frames real, 600 full, 10,000 of the tiny model"
+    )
     parser.add_argument("--model", default="", help="checkpoint (default: the one that ships, or a tiny random one)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "streaming.json")
@@ -183,9 +193,10 @@ def main() -> None:
     if args.clip is not None:  # a process of its own for each length
         print(json.dumps(measure(Case(**json.loads(args.case)), args.clip)))
         return
-    cases = [Case(frames, args.real, args.model, args.device) for frames in args.frames]
+    cases = [Case(frames, args.real or args.full, args.model, args.device, args.full) for frames in args.frames]
     if args.gpu:
-        cases = [Case(n, n < 10000, args.model if n < 10000 else "", args.device) for n in (100, 1000, 10000)]
+        cases = [Case(n, True, args.model, args.device) for n in (100, 1000)]
+        cases += [Case(600, True, "", args.device, full=True), Case(10000, False, "", args.device)]
     place = choose_device(args.device)
     chip = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()

@@ -42,18 +42,30 @@ def scores(q: Tensor, k: Tensor, queries: Tensor) -> Tensor:
 
 
 def check_lse(device: str, shape: tuple[int, int, int], heads: int, channels: int, dtype: torch.dtype) -> None:
-    from oasis_core.routing.triton_lse import lse_of_parts
+    """Frames in one piece and in several."""
+    from oasis_core.routing import triton_lse
+
+    usual = triton_lse.PIECE
+    try:
+        for triton_lse.PIECE in (usual, 25):
+            check_pieces(device, shape, heads, channels, dtype)
+    finally:
+        triton_lse.PIECE = usual
+
+
+def check_pieces(device: str, shape: tuple[int, int, int], heads: int, channels: int, dtype: torch.dtype) -> None:
+    from oasis_core.routing.triton_lse import PIECE, lse_of_parts
 
     grid, (q, k, queries) = TokenGrid(*shape), made(shape, heads, channels, dtype)
     reaches = torch.tensor(REACHES, dtype=torch.int32)
     got = lse_of_parts(q.to(device), k.to(device), grid, queries.to(device), reaches.to(device)).cpu()
     assert got.dtype == torch.float32
-    assert got.shape == (len(REACHES), 2, heads, len(queries), grid.t)
+    assert got.shape == (len(REACHES), 2, heads, len(queries), grid.t, max(1, round(grid.frame / PIECE)))
     y, x = torch.arange(grid.frame) // grid.w, torch.arange(grid.frame) % grid.w
     place = queries % grid.frame
     far_y, far_x = ((axis - axis[place, None]).abs() for axis in (y, x))  # (S, frame)
     by_frame = scores(q, k, queries).unflatten(-1, (grid.t, grid.frame))
-    for lse, (h, w) in zip(got, REACHES, strict=True):
+    for lse, (h, w) in zip(got.logsumexp(-1), REACHES, strict=True):
         unseen = ((far_y > h) | (far_x > w))[:, None]
         expected = by_frame.masked_fill(unseen, float("-inf")).logsumexp(-1)
         torch.testing.assert_close(lse.double(), expected, atol=CLOSE[device], rtol=0)
@@ -67,7 +79,7 @@ def check_kl(device: str, shape: tuple[int, int, int], heads: int, channels: int
     got = Localisation(grid, EXTENTS, queries.to(device)).kl(*there).cpu()
     plain = Localisation(grid, EXTENTS, queries)
     table = plain._by_scores(q, k)
-    every = divergence._logsumexp(table[plain._which].masked_fill_(plain._beyond, float("-inf")))
+    every = divergence._logsumexp(table[plain._which].masked_fill_(plain._beyond, float("-inf")).flatten(-2))
     torch.testing.assert_close(got, (every[0] - every[1:]).transpose(2, 3), atol=2 * CLOSE[device], rtol=0)
     whole = scores(q, k, queries)
     for extent, kl in zip(EXTENTS, got, strict=True):

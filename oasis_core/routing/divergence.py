@@ -57,8 +57,9 @@ class Localisation:
         """Of global attention and each candidate: its part."""
         self._reaches = sent(torch.tensor(parts, dtype=torch.int32), device)
         distance = (torch.arange(grid.t, device=device) - (queries // grid.frame)[:, None]).abs()  # (S, t)
-        self._beyond = torch.stack([distance > t for t in (grid.t, *(t for t, _, _ in reaches))])[:, None, None]
-        """Likewise the frames ``(1 + P, 1, 1, S, t)`` that it does not see."""
+        beyond = torch.stack([distance > t for t in (grid.t, *(t for t, _, _ in reaches))])
+        self._beyond = beyond[:, None, None, ..., None]
+        """Likewise the frames ``(1 + P, 1, 1, S, t, 1)`` that it does not see."""
 
     def kl(self, q: Tensor, k: Tensor) -> Tensor:
         """KL(local || global) ``(P, B, S, N)`` in nats, fp32 (fp64 for fp64), at least 0 but for rounding. No backward pass.
@@ -66,11 +67,11 @@ class Localisation:
         q, k: ``(B, L, N, D)`` as the attention sees them.
         """
         lse = self._by_scores(q, k) if kernel_missing(q.device, q.dtype, q.shape[-1]) else self._by_kernel(q, k)
-        every = _logsumexp(lse[self._which].masked_fill_(self._beyond, float("-inf")))  # (1 + P, B, N, S)
+        every = _logsumexp(lse[self._which].masked_fill_(self._beyond, float("-inf")).flatten(-2))  # (1 + P, B, N, S)
         return (every[0] - every[1:]).transpose(2, 3)
 
     def _by_kernel(self, q: Tensor, k: Tensor) -> Tensor:
-        """Log-sum-exps ``(parts, B, N, S, t)`` of each query and what it sees of each frame; waits for nothing."""
+        """Log-sum-exps ``(parts, B, N, S, t, C)`` of each query and what it sees of each frame's C pieces; waits for nothing."""
         from .triton_lse import lse_of_parts  # Triton may be missing
 
         return lse_of_parts(q, k, self._grid, self._queries, self._reaches)
@@ -83,7 +84,7 @@ class Localisation:
         return [(index, ~seen) for index, seen in boxes]
 
     def _by_scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """The same of a matrix of scores, some at a time."""
+        """The same of a matrix of scores, some at a time; a frame is one piece."""
         b, _, n, _ = q.shape
         grid, count = self._grid, len(self._queries)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -100,7 +101,7 @@ class Localisation:
                     index, unseen = (x[None, :, None] for x in both)
                     near = scores.gather(-1, index.expand(len(scores), -1, scores.shape[2], -1))
                     lse[p, i, heads, some, frames] = _logsumexp(near.masked_fill_(unseen, float("-inf")))
-        return lse
+        return lse[..., None]
 
 
 def localisation_kl(q: Tensor, k: Tensor, grid: TokenGrid, extents: Sequence[Extent], queries: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Log-sum-exps of a few queries' scores with each frame's keys, and with parts of each frame, as one Triton kernel.
 
-A program takes one head, one frame, one part and a block of queries, and goes through the frame's keys with an online softmax:
-nothing but the log-sum-exps is written. The parts of a frame are programs beside each other, which read the same keys at the same
-time: memory gives them once, the cache again. So there may be any number of parts, their reaches are data, and one compilation
-serves all; and at full size (12 heads x 9 frames) a whole frame and one window are 216 programs, which fill a large GPU.
+A program takes one head, one piece of a frame, one part and a block of queries, and goes through the piece's keys with an online
+softmax: nothing but the log-sum-exps is written. The parts of a piece are programs beside each other, which read the same keys
+at the same time: memory gives them once, the cache again. So there may be any number of parts, their reaches are data, and one
+compilation serves all. Large frames are cut into pieces, so that a large GPU has enough to do: at full size (12 heads x 9 frames
+of 3600 tokens, a whole frame and one window) there are 864 programs.
 
 Runs in Triton's interpreter too (``TRITON_INTERPRET=1``), slowly: that is how it is tested without a GPU.
 """
@@ -27,12 +28,15 @@ KEY_BYTES = 2**14
 KEYS = 64
 """At a time at most."""
 STAGES = 3
+PIECE = 1024
+"""Keys that a program goes through, about; a smaller frame is one piece."""
 ROWS = 16
 """Queries of a warp: a row's maximum and sum need no other warp."""
 
 
 def lse_of_parts(q: Tensor, k: Tensor, grid: TokenGrid, queries: Tensor, reaches: Tensor) -> Tensor:
-    """``(P, B, N, S, t)`` in nats, fp32: of each query's scores with the keys of each frame that lie within a reach of its place.
+    """``(P, B, N, S, t, C)`` in nats, fp32: of each query's scores with the keys of each of a frame's C pieces that lie within a
+    reach of its place; far below any score where none does.
 
     Args:
         q, k: ``(B, L, N, D)`` in raster order, fp32, bf16 or fp16; slices of one projection are read where they lie.
@@ -41,14 +45,15 @@ def lse_of_parts(q: Tensor, k: Tensor, grid: TokenGrid, queries: Tensor, reaches
     """
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     (b, _, n, d), count, parts = q.shape, len(queries), len(reaches)
-    out = torch.empty(parts, b, n, count, grid.t, dtype=torch.float32, device=q.device)
+    pieces = max(1, round(grid.frame / PIECE))
+    out = torch.empty(parts, b, n, count, grid.t, pieces, dtype=torch.float32, device=q.device)
     padded = max(16, triton.next_power_of_2(d))
     most = QUERIES if q.element_size() == 2 else QUERIES // 2
     block = max(16, min(most, triton.next_power_of_2(count)))
     with torch.cuda.device_of(q):  # Triton launches on the current one
-        _lse_kernel[(parts * triton.cdiv(count, block), grid.t, b * n)](
+        _lse_kernel[(parts * triton.cdiv(count, block), grid.t * pieces, b * n)](
             q, k, queries, reaches, out, d**-0.5 * LOG2_E, *q.stride()[:3], *k.stride()[:3],
-            b, n, count, parts, grid.h, grid.w, D=d, DP=padded, QUERIES=block,
+            b, n, count, parts, pieces, grid.h, grid.w, D=d, DP=padded, QUERIES=block,
             KEYS=max(16, min(KEYS, KEY_BYTES // (padded * k.element_size()))),
             PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee", num_warps=block // ROWS, num_stages=STAGES,
         )  # fmt: skip
@@ -58,11 +63,11 @@ def lse_of_parts(q: Tensor, k: Tensor, grid: TokenGrid, queries: Tensor, reaches
 @triton.jit
 def _lse_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, queries_ptr, reaches_ptr, out_ptr, scale, q_b, q_l, q_n, k_b, k_l, k_n,
-    batch, heads, count, parts, height, width,
+    batch, heads, count, parts, pieces, height, width,
     D: tl.constexpr, DP: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (blocks of queries x parts, frames, batch x heads). Strides in elements; D channels, padded to DP."""
-    part, frame = tl.program_id(0) % parts, tl.program_id(1)
+    """Grid: (blocks of queries x parts, frames x pieces, batch x heads). Strides in elements; D channels, padded to DP."""
+    part, frame, piece = tl.program_id(0) % parts, tl.program_id(1) // pieces, tl.program_id(1) % pieces
     b, n = (tl.program_id(2) // heads).to(tl.int64), tl.program_id(2) % heads
     size = height * width
     reach_h, reach_w = tl.load(reaches_ptr + 2 * part), tl.load(reaches_ptr + 2 * part + 1)
@@ -81,9 +86,11 @@ def _lse_kernel(  # type: ignore[no-untyped-def]
     keys = k_ptr + b * k_b + n * k_n + frame.to(tl.int64) * size * k_l
     best = tl.full([QUERIES], UNSEEN, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
+    steps = tl.cdiv(size, KEYS)
+    begin, end = piece * steps // pieces * KEYS, (piece + 1) * steps // pieces * KEYS
     i = tl.arange(0, KEYS)
-    ky, kx = i // width, i % width  # past the frame's end ky is no row, and nobody sees it
-    for start in range(0, size, KEYS):
+    ky, kx = (begin + i) // width, (begin + i) % width  # past the frame's end ky is no row, and nobody sees it
+    for start in range(begin, end, KEYS):
         # Past the end the last key is read again: loads have no masks and are copied asynchronously.
         k_at = keys + tl.minimum(start + i, size - 1).to(tl.int64)[:, None] * k_l + d[None, :]
         k = tl.load(k_at) if D == DP else tl.load(k_at, mask=d[None, :] < D, other=0.0)
@@ -99,7 +106,5 @@ def _lse_kernel(  # type: ignore[no-untyped-def]
         kx += KEYS % width  # instead of a division for each key
         ky += KEYS // width + (kx >= width)
         kx = tl.where(kx >= width, kx - width, kx)
-    row = ((part * batch + b) * heads + n) * count + s
-    tl.store(
-        out_ptr + row * tl.num_programs(1) + frame, (best * scale + tl.log2(total)) / 1.4426950408889634, mask=s < count
-    )
+    out_at = (((part * batch + b) * heads + n) * count + s) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(out_ptr + out_at, (best * scale + tl.log2(total)) / 1.4426950408889634, mask=s < count)
