@@ -15,6 +15,7 @@ from .model.decoders.streaming import COARSE
 from .model.decoders.wan_layers import PAST
 from .model.decoders.winograd import Form
 from .model.dit import DEVICE_TOKENS
+from .model.graphs import worth_graphs
 from .model.oasis import OasisModel
 from .model.vae_config import TaehvConfig, WanDecoderConfig
 from .patchify import latent_length
@@ -69,7 +70,10 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int, on:
         decoded = DECODED_BYTES + 3 * width * element // 4
         drawn = group * max(decoded, COLOR_BYTES[upscaler.settings.color])
         waiting = LATENTS * times * rows * columns * config.token_numbers * element + group * WAITING_BYTES
-        return waiting + max(transformer, drawn)
+        graphs = upscaler.model.dit.graphs is not None and worth_graphs(
+            transformer, 1, upscaler.model.project.weight.device
+        )
+        return waiting + (transformer + drawn if graphs else max(transformer, drawn))  # graphs hold their memory
     decoder = upscaler.model.decoder
     if isinstance(decoder, MissingDecoder):
         return max(transformer, images)

@@ -310,6 +310,7 @@ class Upscaler:
         decoded = self.model.decode(z_h, narrow, first=groups[0].first, state=state)
         # What the number format took from the input comes back: bf16 alone bands in 10 bits. In fp32, as ``pixels``.
         sr = (pixels - narrow).add_(decoded)
+        del narrow, decoded
         count = sum(group.count for group in groups)  # only the last one may be filled up
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
         at_once = len(groups) if state is None else 1  # beside a state, which is large, working memory is a frame's

@@ -107,10 +107,10 @@ def test_the_decoders_peak_is_near_the_prediction(plan: DecodePlan) -> None:
 def test_errors_are_no_larger_than_plain_bf16_has(
     fold: bool, width: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against fp32. The maximum at true width; on one H100 it was 0.79 to 0.9 of plain bf16's, in fp16 0.16."""
+    """Against fp32: squares, and each clip's maximum (the mean over clips is less a matter of chance than one)."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(1)
-    z = torch.randn(2, 16, 7, 6, 10, device="cuda")
+    z = torch.randn(8, 16, 7, 6, 10, device="cuda")
     truth = random_decoder(width).bfloat16().float().cuda()(z)  # the same numbers in every type
 
     def error(dtype: torch.dtype, plain: bool) -> torch.Tensor:
@@ -123,5 +123,7 @@ def test_errors_are_no_larger_than_plain_bf16_has(
 
     before, bf16, fp16 = error(torch.bfloat16, True), error(torch.bfloat16, False), error(torch.float16, False)
     assert bf16.square().mean() < before.square().mean()
-    assert bf16.max() <= before.max() * (1 if width == 96 else 1.1)
-    assert fp16.max() < before.max() / 3
+    most, most_before, most_fp16 = (x.flatten(1).amax(1).mean().item() for x in (bf16, before, fp16))
+    print(f"{width}, {at_once} a call{', folded' * fold}: {most / most_before:.3f} of plain bf16's maximum")
+    assert most <= most_before * (1 if width == 96 else 1.1)
+    assert most_fp16 < most_before / 3
