@@ -43,9 +43,10 @@ def milliseconds(work: Callable[[], object], device: torch.device, rounds: int =
 
 
 def with_peak(work: Callable[[], object], device: torch.device, rounds: int) -> dict[str, float | None]:
-    """``ms`` as a user waits (copies and launches included), the median after one turn, and ``peak_gib`` of CUDA memory."""
+    """``ms`` as a user waits (copies and launches included), the median of ``rounds`` after others, and ``peak_gib`` of CUDA
+    memory."""
     times = []
-    for turn in range(rounds + 1):
+    for turn in range(rounds + (1 if device.type == "cpu" else WARM)):
         if device.type == "cuda":
             torch.cuda.empty_cache() if turn == 0 else None
             torch.cuda.reset_peak_memory_stats(device)
@@ -53,4 +54,4 @@ def with_peak(work: Callable[[], object], device: torch.device, rounds: int) -> 
         work()
         times.append(now(device) - began)
     peak = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None
-    return {"ms": sorted(times[1:])[rounds // 2] * 1000, "peak_gib": peak}
+    return {"ms": sorted(times[-rounds:])[rounds // 2] * 1000, "peak_gib": peak}

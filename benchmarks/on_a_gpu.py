@@ -51,6 +51,8 @@ def runs(out: Path) -> dict[str, tuple[int, list[str]]]:
         "speed-routed-fp8": (120, bench("speed", "--parts", "full", "--routing", "routed", "--fp8", *table)),
         "speed-dense": (120, bench("speed", "--parts", "full", "--routing", "dense", *table)),
         "speed-window": (120, bench("speed", "--parts", "full", "--routing", "window", *table)),
+        "speed-small-decoder": (60, bench("speed", "--parts", "small", *table)),
+        "speed-small-decoder-fp8": (60, bench("speed", "--parts", "small", "--fp8", *table)),
         "speed-tiny": (120, bench("speed", "--parts", "tiny", *table)),
         "attention": (130, bench("attention", *to("attention"))),
         "tiny": (60, bench("tiny_parts", "--peer", *to("tiny"))),

@@ -5,10 +5,10 @@
     python benchmarks/speed.py --parts cpu                      # a CPU: oasis-tiny beside Real-ESRGAN x4plus
 
 Parts: ``ceilings`` (what this machine multiplies and copies at best), ``tiny`` and ``full`` (sizes of configs/oasis-tiny.toml
-and of Wan 2.1 1.3B, random weights, bf16), ``peer`` (Real-ESRGAN x4plus's network on the same device), ``cpu``. Parts that run
-later add to the same JSON. Clips come as a quarter of the output's sides; a 4K frame goes in tiles. ``share`` is the arithmetic
-at the rate of the machine's own square products in bf16 against the time that was taken: 1 is the roof. What peers' numbers rest
-on: benchmarks/peers.md.
+and of Wan 2.1 1.3B, random weights, bf16), ``small`` (the latter with the small decoder, 33 frames of 720p), ``peer``
+(Real-ESRGAN x4plus's network on the same device), ``cpu``. Parts that run later add to the same JSON. Clips come as a quarter of
+the output's sides; a 4K frame goes in tiles. ``share`` is the arithmetic at the rate of the machine's own square products in bf16
+against the time that was taken: 1 is the roof. What peers' numbers rest on: benchmarks/peers.md.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from clock import milliseconds
 from cpu_parts import LOW, cpu, network
 from flops import ceilings, decoder_flops_per_pixel, transformer_flops
 from full_size import DECODE, WHOLE, Device, build, run_case
-from random_models import FULL, TINY, random_tiny, routings
+from random_models import FULL, TINY, fill, random_tiny, routings
 from tiny_parts import stages
 
 from oasis_core.attention.backends import backend_for
+from oasis_core.model import OasisConfig
+from oasis_core.model.decoders import TaehvDecoder
 from oasis_core.model.graphs import Graphs
+from oasis_core.model.vae_config import TaehvConfig
 from oasis_core.patchify import latent_length
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 
@@ -104,6 +107,26 @@ def tiny(record: Record, on: Device, wanted: str, cases: tuple[Case, ...], round
             done[key(case)] = row(case, times, tera if each else {}, whole["ms"], whole["peak_gib"], record)
 
 
+def small(
+    record: Record, on: Device, cases: tuple[Case, ...], rounds: int, fp8: bool, config: OasisConfig = FULL
+) -> None:
+    """The full size, routed, with the small decoder (TAEHV): the whole pipeline."""
+    routing, name = routings(config)["routed"], f"full, routed, small decoder{', fp8' * fp8}"
+    model = build(config, on)
+    with torch.device("meta"):
+        tiny_decoder = TaehvDecoder(TaehvConfig())
+    model.decoder = fill(tiny_decoder, on.device, on.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.dit.attention = backend_for("auto", on.device)
+    model.dit.fold(routing, fp8=fp8)
+    print(name, flush=True)
+    done = record.setdefault(name, {})
+    for case in cases:
+        upscaler = Upscaler(model, routing, UpscaleSettings(chunk_frames=case[0], tile=0, scene_cuts=False))
+        clip = torch.rand(case[0], case[1] // 4, case[2] // 4, 3)
+        whole = on.measure(partial(upscaler.upscale, clip), rounds)
+        done[key(case)] = row(case, {}, {}, whole["ms"], whole["peak_gib"], record)
+
+
 def row(
     case: Case, times: dict[str, float], tera: dict[str, float], whole: float | None, peak: float | None, record: Record
 ) -> Record:
@@ -134,6 +157,7 @@ def draw(record: Record, picture: Path) -> None:
     """Growth with frames and with pixels, of each model and routing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -148,6 +172,9 @@ def draw(record: Record, picture: Path) -> None:
                 axes.plot(*zip(*at, strict=True), "o-", markersize=3, linewidth=1, label=name)
         axes.set(xscale="log", yscale="log", ylabel="seconds", title=f"{record['device']}: growth with {along}")
         axes.set_xlabel("frames of 720x1280" if along == "frames" else "megapixels, 33 frames")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both", linewidth=0.4)
         axes.legend(fontsize=7) if axes.lines else None
     figure.savefig(picture, dpi=110)
@@ -155,10 +182,12 @@ def draw(record: Record, picture: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="", help="of ceilings, tiny, full, peer, cpu (default: all that run here)")
+    parser.add_argument(
+        "--parts", default="", help="of ceilings, tiny, full, small, peer, cpu (default: all that run here)"
+    )
     parser.add_argument("--routing", default="", help="only those whose name holds this: dense, routed, window")
     parser.add_argument("--cases", default="", help="such as 33x720x1280,5x480x832 instead of all")
-    parser.add_argument("--rounds", type=int, default=2, help="turns that count (default 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that count (default 3)")
     parser.add_argument("--fp8", action="store_true", help="the full size's linear layers in fp8")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / f"speed_{date.today()}.json")
     args = parser.parse_args()
@@ -178,10 +207,11 @@ def main() -> None:
         "ceilings": lambda: record.update(ceilings=ceilings(on.device)),
         "tiny": lambda: tiny(record, on, args.routing, cases, args.rounds),
         "full": lambda: full(record, on, args.routing, cases, args.rounds, args.fp8),
+        "small": lambda: small(record, on, ((33, 720, 1280),), args.rounds, args.fp8),
         "peer": lambda: peer(record, on, args.rounds),
         "cpu": lambda: cpu(record, args.rounds),
     }
-    asked = args.parts or ("ceilings,tiny,full,peer" if cuda else "ceilings,cpu")
+    asked = args.parts or ("ceilings,tiny,full,small,peer" if cuda else "ceilings,cpu")
     with torch.inference_mode():
         for part in asked.split(","):
             parts[part]()
