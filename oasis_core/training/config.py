@@ -136,6 +136,8 @@ class TrainConfig:
     """Regular expression that a file's licence (column 3 of the data's LICENCES.tsv) must match; None: use all."""
     still_share: float = 0.6
     """Share of samples made from still photographs (animated): they carry most of the crisp texture, clips the real motion."""
+    recolor_share: float = 0.0
+    """Share of samples that get another light and other colours, so that fewer are learned by heart."""
     out: str = "out/train"
     """Folder for states, weights, log and previews."""
     start_from: str = ""
@@ -171,6 +173,8 @@ class TrainConfig:
             raise ValueError("optimizer is muon, but lora_rank trains adapters; take adamw")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be 0 (train every weight) or more")
+        if not 0 <= self.recolor_share <= 1:
+            raise ValueError(f"recolor_share is {self.recolor_share}; it must be from 0 (none) to 1 (all)")
         if not 0 <= self.still_share <= 1:
             raise ValueError(f"still_share is {self.still_share}; it must be from 0 (clips alone) to 1 (stills alone)")
         if not self.stages:

@@ -20,6 +20,9 @@ SUPERSAMPLING = 2
 CANDIDATES = 3
 """Crops drawn per sample; the most textured one is kept in ``TEXTURED`` of the cases."""
 TEXTURED = 0.7
+GAMMA, GAIN, SWAPPED = 1.35, 0.8, 0.25
+"""Of recoloured samples: exponents from 1 / ``GAMMA`` to ``GAMMA``, each channel's factor from ``GAIN`` to 1, and the share whose
+channels change places."""
 EDGE_CELL = 32
 """Pixels per side of one cell of the edge map that tells textured crops from flat ones."""
 
@@ -27,9 +30,15 @@ EDGE_CELL = 32
 class ClipStore:
     """Clips ``(T, H, W, 3)`` and stills ``(H, W, 3)``, uint8 on ``device``."""
 
-    def __init__(self, library: Library, device: torch.device, still_share: float = 0.6) -> None:
-        """``still_share``: the share of samples made from stills (all, or none, where there is only one kind)."""
-        self.device, self.still_share = device, still_share
+    def __init__(
+        self, library: Library, device: torch.device, still_share: float = 0.6, recolor_share: float = 0.0
+    ) -> None:
+        """
+        Args:
+            still_share: share of samples made from stills (all, or none, where there is only one kind).
+            recolor_share: share of samples that get another light and other colours.
+        """
+        self.device, self.still_share, self.recolor_share = device, still_share, recolor_share
         self.clips, self.stills = library.on(device)
         self._clip_edges = [edge_map(clip[len(clip) // 2]) for clip in self.clips]
         self._still_edges = [edge_map(still) for still in self.stills]
@@ -47,6 +56,8 @@ class ClipStore:
             x = torch.rot90(x, int(rng.integers(4)), (2, 3))
         if rng.random() < 0.3:
             x = x.flip(0)
+        if rng.random() < self.recolor_share:
+            x = recolored(x, rng)
         return rearrange(x, "t c h w -> c t h w")
 
     def _from_clip(self, frames: int, size: int, rng: np.random.Generator) -> Tensor:
@@ -83,6 +94,14 @@ class ClipStore:
             patch.expand(frames, -1, -1, -1), grid, mode="bicubic", padding_mode="reflection", align_corners=False
         )
         return F.avg_pool2d(moved, SUPERSAMPLING).clamp(0, 1)
+
+
+def recolored(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """``(T, 3, H, W)`` in [0, 1], all frames alike, in another light."""
+    gamma = float(GAMMA ** rng.uniform(-1, 1))
+    gains = torch.tensor(rng.uniform(GAIN, 1, (3, 1, 1)), dtype=x.dtype).to(x.device)
+    order = rng.permutation(3) if rng.random() < SWAPPED else np.arange(3)
+    return x[:, torch.from_numpy(order).to(x.device)].pow(gamma) * gains
 
 
 def edge_map(image: Tensor) -> np.ndarray:

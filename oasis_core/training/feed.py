@@ -56,7 +56,7 @@ class BatchMaker:
 
     def __init__(self, config: TrainConfig, library: Library, device: torch.device, rank: int = 0) -> None:
         self.config, self.device, self.rank = config, device, rank
-        self.store = ClipStore(library, device, config.still_share)
+        self.store = ClipStore(library, device, config.still_share, config.recolor_share)
         self.codecs = ThreadPoolExecutor(CODEC_THREADS)
 
     def make(self, index: int) -> tuple[Tensor, Tensor]:

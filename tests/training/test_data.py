@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oasis_core.model import OasisConfig
 from oasis_core.training.config import StageConfig, TrainConfig
-from oasis_core.training.data import ClipStore, _camera_path, edge_map, textured_corner
+from oasis_core.training.data import ClipStore, _camera_path, edge_map, recolored, textured_corner
 from oasis_core.training.library import Library
 
 from .conftest import CLIPS, LENGTH, STILLS
@@ -86,6 +86,34 @@ def test_samples_come_from_the_kind_that_is_asked_for(
 def test_a_share_of_stills_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match="still_share is 1.5; it must be from 0"):
         TrainConfig(OasisConfig("x"), (StageConfig("a", 1, frames=1),), still_share=1.5)
+
+
+def test_a_share_of_recoloured_samples_outside_its_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="recolor_share is -0.1; it must be from 0"):
+        TrainConfig(OasisConfig("x"), (StageConfig("a", 1, frames=1),), recolor_share=-0.1)
+
+
+def test_recoloured_frames_keep_their_range_and_what_is_where() -> None:
+    """All frames alike, and in each channel brighter pixels stay brighter than others."""
+    ramp = torch.linspace(0, 1, 40).expand(2, 3, 4, 40)
+    results = [recolored(ramp, np.random.default_rng(seed)) for seed in range(20)]
+    for x in results:
+        assert torch.equal(x[0], x[1])
+        assert x.min() >= 0
+        assert x.max() <= 1
+        assert (x.diff(dim=3) > 0).all()
+    assert max((x - ramp).abs().max().item() for x in results) > 0.1
+    store = torch.stack([torch.full((4, 4), v) for v in (0.2, 0.5, 0.8)])[None]
+    orders = {tuple(recolored(store, np.random.default_rng(seed))[0, :, 0, 0].argsort().tolist()) for seed in range(40)}
+    assert len(orders) > 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_of_recoloured_samples_is_kept(share: float, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("oasis_core.training.data.recolored", lambda x, rng: calls.append(1) or x)
+    ClipStore(Library.read(data), CPU, recolor_share=share).sample(6, 2, 32, seeded())
+    assert len(calls) == 6 * share
 
 
 def laplacian(x: Tensor) -> float:
