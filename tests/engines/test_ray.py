@@ -246,7 +246,7 @@ def test_a_slow_worker_delays_nothing(address: str, tmp_path: Path, clip: Path, 
         def _make(self, order: Order) -> Outcome:
             for _ in range(600 if self._slow else 60):  # 1.8 s for a segment (states come every second), or 60 s
                 time.sleep(0.1 if self._slow else 0.03)
-                self._poll()
+                self._poll(order.attempt)
             return super()._make(order)
 
     began = time.monotonic()
