@@ -240,20 +240,25 @@ class SegmentWorker:
     def warm(self, rehearsal: Rehearsal) -> float:
         """Have the model do such work once, on a GPU; seconds that it took. Raises what the model raises, but memory errors."""
         began = time.monotonic()
-        if self._warms:
-            try:
-                self._model.submit(self._rehearse, rehearsal).result()
-            except RuntimeError as e:
-                if not is_out_of_memory(e):
-                    raise
-                log.info("no rehearsal: %s", _line(e))  # the segments find out what fits
-            self._model.submit(free_memory).result()
+        if self._warms and not self._rehearsed(rehearsal):
+            self._model.submit(free_memory).result()  # the segments find out what fits
         return time.monotonic() - began
 
     @property
     def _warms(self) -> bool:
         """CPUs have next to nothing to prepare."""
         return self._upscaler.model.project.weight.device.type != "cpu"
+
+    def _rehearsed(self, rehearsal: Rehearsal) -> bool:
+        """False where memory ran out."""
+        try:
+            self._model.submit(self._rehearse, rehearsal).result()
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
+            log.info("the rehearsal ended early: %s", _line(e))
+            return False
+        return True
 
     def _rehearse(self, rehearsal: Rehearsal) -> None:
         upscaler = with_plan(self._with({}, lambda shot, routing: None), rehearsal.chunk_frames, rehearsal.tile)
