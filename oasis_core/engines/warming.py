@@ -38,24 +38,22 @@ class Rehearsal:
 
 
 def rehearse(upscaler: Upscaler, info: VideoInfo, writer: WriterSettings) -> int:
-    """Make some chunks of a clip of noise from its first frame on, then from the middle of the shot, as segments begin.
+    """Make some chunks of noise: what segments show the model has these shapes, all but at the end of a shot.
 
     Returns frames made, which went nowhere. Raises what the model raises, out-of-memory errors among it.
     """
-    factor, stride = upscaler.model.config.unshuffle[0], upscaler.chunk - upscaler.chunk_overlap
-    length = frame_count(upscaler.chunk + (CHUNKS - 1) * stride, factor)
+    latents = upscaler.chunk + (CHUNKS - 1) * (upscaler.chunk - upscaler.chunk_overlap)
+    length = frame_count(latents, upscaler.model.config.unshuffle[0])
     picture = torch.rand(info.height, info.width, 3, generator=torch.Generator().manual_seed(0))
     geometry = upscaler.geometry(info.height, info.width)
     packing = Packing(geometry.out_w, geometry.out_h, info, writer)
     made, first = 0, 0.0
     with Packers(packing, upscaler.model.project.weight.device.type) as packers:
-        for start in (Position(), Position(frame_count((CHUNKS - 1) * stride, factor))):
-            still = [picture] * (length - upscaler.first_needed(start))
-            for part in upscaler.parts(still, start, finish=packers.finish):
-                for frame in part.frames:
-                    made += 1
-                    packers.put(frame, made).result()
-                first = first or time.monotonic()
-                if time.monotonic() - first > ENOUGH:
-                    return made
+        for part in upscaler.parts([picture] * length, Position(), finish=packers.finish):
+            for frame in part.frames:
+                made += 1
+                packers.put(frame, made).result()
+            first = first or time.monotonic()
+            if time.monotonic() - first > ENOUGH:
+                break
     return made
