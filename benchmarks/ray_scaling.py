@@ -1,9 +1,11 @@
 """Frames per second of ``oasis upscale --engine ray`` on 1, 2... GPUs: python benchmarks/ray_scaling.py [WORKERS ...]
 
-A clip of 2000 frames (320x180, x4) with the model that ships, or ``--model FILE``; each number of workers makes the whole of it,
-without the start of Ray and the loading of the model, with joining. The output of every run is compared with the first's, packet
-by packet. ``--full`` takes random weights in the shape of the full model (Wan2.1-1.3B's): speed does not depend on them.
-``--cpu`` runs on CPU workers. Writes ``results/ray_scaling.json``.
+A clip of 4000 frames (320x180, x4) with the model that ships, or ``--model FILE``; each number of workers makes the whole of it.
+Frames per second are those from the first order to a worker that is ready until the film is joined; what came before (Ray,
+models, their rehearsal) is told as ``loading``, the whole call as ``in_all``. Of the 40 segments it is told how long the model
+was idle before each, how long its turn was and how long the encoder took after that, as means.
+The output of every run is compared with the first's, packet by packet. ``--full`` takes random weights in the shape of the full
+model (Wan2.1-1.3B's): speed does not depend on them. ``--cpu`` runs on CPU workers. Writes ``results/ray_scaling.json``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -64,13 +67,13 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--frames", type=int, default=4000)
     parser.add_argument("--size", type=int, nargs=2, default=[320, 180], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--scale", type=float, default=4.0)
-    parser.add_argument("--segment", type=int, default=120, help="frames in a segment: what two workers may end apart")
+    parser.add_argument("--segment", type=int, default=JobSettings().segment_frames, help="frames at which one ends")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ray_scaling.json")
     args = parser.parse_args()
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         clip, model = folder / "clip.mp4", args.model
@@ -87,14 +90,24 @@ def main() -> None:
             [result] = upscale_on_ray(
                 [FilmRequest(Source(clip), out)], settings, WriterSettings(), job, RaySettings(None, workers)
             )
-            if result.done is None:
+            in_all = time.monotonic() - began
+            if result.done is None or result.times is None:
                 raise SystemExit(result.error)
             first = first or packets(out)
             same, rate = packets(out) == first, result.done.frames / result.done.seconds
-            results[str(workers)] = {"frames_per_second": round(rate, 2), "seconds": round(result.done.seconds, 1)}
-            results[str(workers)]["in_all"] = round(time.monotonic() - began, 1)
+            times, one = result.times, result.times.of_a_segment()
+            results[str(workers)] = {
+                "frames_per_second": round(rate, 2), "seconds": round(result.done.seconds, 1),
+                "loading": round(times.loading, 1), "making": round(times.making, 1), "joining": round(times.joining, 2),
+                "in_all": round(in_all, 1), "segments": len(times.segments), "of_a_segment": one,
+            }  # fmt: skip
             base = next(iter(results.values()))["frames_per_second"]
             print(f"{workers} workers: {rate:.2f} frames per second, {rate / base:.2f} x, same packets: {same}")
+            print(f"  {times.loading:.1f} s loading, {times.making:.1f} s making, {times.joining:.2f} s joining")
+            print(
+                f"  {len(times.segments)} segments: " + ", ".join(f"{name} {s:.3f} s" for name, s in one.items()),
+                flush=True,
+            )
             if not same:
                 raise SystemExit("the results differ")
     device = platform.processor() or platform.machine()

@@ -22,6 +22,8 @@ from ..routing.spec import RoutingSpec
 from ..video_io import WriterSettings
 from ..video_job import Done, JobSettings
 from .far_files import Shared
+from .times import Spent, Times
+from .warming import Rehearsal
 from .worker import Order, Source, WorkerFacts
 
 log = logging.getLogger(__name__)
@@ -92,7 +94,9 @@ class Film:
         self.failed: list[str] = []
         """One line for each segment that could not be made."""
         self.scanned = False
-        self._began = time.monotonic()
+        self._began = self._made = 0.0
+        """Of the first order, and when the last segment was kept."""
+        self._spent: list[Spent] = []
 
     @property
     def name(self) -> str:
@@ -143,24 +147,45 @@ class Film:
             self.folder.update(manifest)
         self.scanned = True
 
+    @property
+    def decides(self) -> bool:
+        """Whether routing is decided while it is made."""
+        return self._routings is not None
+
+    def rehearsal(self) -> Rehearsal:
+        """What workers may practise before the first order."""
+        manifest = self.folder.manifest
+        plan = manifest.chunk_frames, manifest.tile, manifest.decode_plan
+        return Rehearsal(self.reader.info, self.writer, *plan)
+
     def order(self, task: SegmentTask, attempt: int, run: str, less: int) -> Order:
-        """For an attempt; ``run`` makes its file's name another than those of earlier runs."""
+        """For an attempt; ``run`` makes its file's name another than those of earlier runs. The clock begins with the first."""
+        self._began = self._began or time.monotonic()
         file = self.folder.path / f"{segment_name(task.start.frame)}-{run}{attempt}"
         manifest = self.folder.manifest
         plan = manifest.chunk_frames, manifest.tile, manifest.decode_plan
         known = {} if self._routings is None else self._routings.within(task.start.shot, task.stop)
         return Order(attempt, self.request.source, task, file, self.writer, *plan, less, self._shared, known)
 
-    def accept(self, record: SegmentRecord) -> None:
+    def accept(self, record: SegmentRecord, spent: Spent) -> None:
         """Keep a finished segment. Raises OSError."""
         self.folder.add_finished(record)
+        self._spent.append(spent)
+        self._made = time.monotonic()
 
     def finish(self) -> Done:
         """Join the segments. Raises OSError or ValueError, one line; the segments stay."""
+        self._made = self._made or time.monotonic()
+        self._began = self._began or self._made  # nothing was missing
         with told_what_is_kept(self.folder):
             join(self.folder, self.request.target, self.size, self.reader, self.writer, self.request.notes)
         manifest, seconds = self.folder.manifest, time.monotonic() - self._began
         return Done(manifest.position.frame, *self.size, seconds, manifest.problem, self.kept)
+
+    def times(self, started: float, done: Done) -> Times:
+        """Of a film that is done; ``started``: when the job was (``time.monotonic``)."""
+        making = self._made - self._began
+        return Times(self._began - started, making, done.seconds - making, tuple(self._spent))
 
     def close(self) -> None:
         """Let go of the folder, which goes where nothing is in it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -14,16 +15,32 @@ from ..routing.spec import RoutingSpec
 from .cluster import Room
 from .far_files import bring
 from .schedule import Attempt
+from .warming import Rehearsal
 from .worker import Advance, Order, Outcome, SegmentWorker, WorkerFacts, WorkerSettings
 
 log = logging.getLogger(__name__)
 
+ORDERS = 2
+"""That a worker has at a time: while the encoder finishes one segment, the model is at the next one."""
 RESTARTS = 3
 """Times that a worker may die in a row without having made a segment."""
 CLEARING = 5.0
 """Seconds for workers to remove what they have fetched."""
 TOLD = 30.0
 """Seconds after which waiting for workers is told."""
+
+
+@dataclass
+class Given:
+    """An attempt that a worker has."""
+
+    attempt: Attempt
+    task: Any
+    """Ref of its outcome."""
+    done: float = 0.0
+    """Frames so far."""
+    decided: Mapping[int, RoutingSpec] = field(default_factory=dict)
+    """``Advance.decided``."""
 
 
 @dataclass
@@ -35,20 +52,20 @@ class Slot:
     hello: Any
     """Ref of its facts, until they are known."""
     facts: WorkerFacts | None = None
-    attempt: Attempt | None = None
-    task: Any = None
-    """Ref of the attempt's outcome."""
+    given: list[Given] = field(default_factory=list)
+    """Oldest first."""
     asked: Any = None
     """Ref of its progress."""
-    done: float = 0.0
-    """Frames of the attempt so far."""
-    decided: Mapping[int, RoutingSpec] = field(default_factory=dict)
-    """``Advance.decided`` of the attempt."""
     deaths: int = 0
 
     @property
     def idle(self) -> bool:
-        return self.facts is not None and self.attempt is None
+        return self.facts is not None and not self.given
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another order may wait there."""
+        return self.facts is not None and len(self.given) < ORDERS
 
 
 @dataclass(frozen=True)
@@ -73,11 +90,11 @@ class Pool:
     ) -> None:
         """``server``, ``text``: as ``SegmentWorker`` takes them."""
         self._ray, self._given = ray, (settings, server, text)
-        # Three threads: one makes a segment, the others are asked how far it is and for files. Dead actors are replaced by
-        # us, since Ray's own restart would leave us without a say in how often.
+        # A thread for each order, two to be asked how far it is and for files. Dead actors are replaced by us, since Ray's own
+        # restart would leave us without a say in how often.
         environment = {"env_vars": spinning()}
         self._actor = ray.remote(worker).options(
-            **room.options, max_concurrency=3, max_restarts=0, runtime_env=environment
+            **room.options, max_concurrency=ORDERS + 2, max_restarts=0, runtime_env=environment
         )
         self.slots = [self._start(number) for number in range(room.workers)]
 
@@ -91,21 +108,33 @@ class Pool:
         Raises:
             ValueError, OSError: a worker cannot load it, in its own words; or two differ in what makes the result.
         """
-        waited = 0.0
-        while missing := [slot for slot in self.slots if slot.facts is None]:
-            poll()
-            ready, _ = self._ray.wait([slot.hello for slot in missing], timeout=0.2)
-            for slot in missing:
-                if slot.hello in ready:
-                    slot.facts = self._facts(slot)
-            waited += 0.2
-            if waited > TOLD:
-                log.info("waiting for %d of %d workers", len(missing), len(self.slots))
-                waited = 0.0
+        slots = {slot.hello: slot for slot in self.slots}
+        for ref in self._ready(slots, poll):
+            slots[ref].facts = self._facts(slots[ref])
         facts = [slot.facts for slot in self.slots if slot.facts is not None]
         for other in facts[1:]:
             check_alike(facts[0], other)
         return facts
+
+    def warm(self, rehearsal: Rehearsal, poll: Callable[[], None]) -> None:
+        """Have every worker do work of that kind once, at the same time. Where that fails, its segments will tell why."""
+        numbers = {slot.actor.warm.remote(rehearsal): slot.number for slot in self.slots if slot.facts is not None}
+        for ref in self._ready(numbers, poll):
+            try:
+                log.info("worker %d has rehearsed for %.1f s", numbers[ref], self._ray.get(ref))
+            except self._ray.exceptions.RayError as e:
+                log.warning("worker %d could not rehearse (%s)", numbers[ref], _last_line(e))
+
+    def _ready(self, refs: Iterable[Any], poll: Callable[[], None]) -> Iterator[Any]:
+        """Each of them, one of every worker, as soon as it has its answer or an error."""
+        missing, told = list(refs), time.monotonic()
+        while missing:
+            poll()
+            ready, missing = self._ray.wait(missing, num_returns=len(missing), timeout=0.1)
+            yield from ready
+            if missing and time.monotonic() - told > TOLD:
+                log.info("waiting for %d of %d workers", len(missing), len(self.slots))
+                told = time.monotonic()
 
     def _facts(self, slot: Slot) -> WorkerFacts:
         try:
@@ -134,43 +163,46 @@ class Pool:
             raise OSError(f"a segment did not come over from worker {worker} ({_last_line(e)})") from None
 
     def begin(self, slot: Slot, attempt: Attempt, order: Order, name: str) -> None:
-        """Have an idle worker make a segment; the dashboard shows ``name``."""
-        slot.attempt, slot.done, slot.decided = attempt, 0.0, {}
-        slot.task = slot.actor.make.options(name=name).remote(order)
+        """Have a worker that has room make a segment; the dashboard shows ``name``."""
+        slot.given.append(Given(attempt, slot.actor.make.options(name=name).remote(order)))
 
     def stop(self, attempt: Attempt) -> None:
         """Have a worker give up an attempt; its end comes as an event."""
         for slot in self.slots:
-            if slot.attempt == attempt:
+            if any(given.attempt == attempt for given in slot.given):
                 slot.actor.stop.remote(attempt.number)
 
     def wait(self, seconds: float) -> list[Event]:
         """What has happened, after ``seconds`` at most. Raises OSError where no worker is left."""
         self._ask_progress()
-        refs = {slot.task: slot for slot in self.slots if slot.task is not None}
-        refs |= {slot.hello: slot for slot in self.slots if slot.hello is not None and slot.facts is None}
+        refs = {given.task: slot for slot in self.slots for given in slot.given}
+        refs |= {slot.hello: slot for slot in self.slots if slot.facts is None}
         if not refs:
             raise OSError("every worker has died again and again: see Ray's logs")
         ready, _ = self._ray.wait(list(refs), num_returns=1, timeout=seconds)
         if ready:  # all that are
             ready, _ = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)
-        return [event for ref in ready if (event := self._happened(refs[ref], ref)) is not None]
-
-    def _happened(self, slot: Slot, ref: Any) -> Event | None:
-        attempt = slot.attempt
-        try:
-            answer = self._ray.get(ref)
-        except self._ray.exceptions.RayError as e:
-            log.warning("worker %d died (%s)", slot.number, _last_line(e))
+        events: list[Event] = []
+        dead: dict[int, tuple[Slot, Exception]] = {}
+        for ref in ready:
+            slot = refs[ref]
+            try:
+                answer = self._ray.get(ref)
+            except self._ray.exceptions.RayError as e:
+                dead[slot.number] = slot, e
+                continue
+            if isinstance(answer, WorkerFacts):
+                slot.facts = answer
+                continue
+            [given] = [given for given in slot.given if given.task == ref]
+            slot.given.remove(given)
+            slot.deaths = 0 if answer.record is not None else slot.deaths
+            events.append(Event(given.attempt, answer))
+        for slot, error in dead.values():  # behind what it has made to the end
+            log.warning("worker %d died (%s)", slot.number, _last_line(error))
             self._replace(slot)
-            return None if attempt is None else Event(attempt, None)
-        if isinstance(answer, WorkerFacts):
-            slot.facts = answer
-            return None
-        assert attempt is not None
-        slot.attempt = slot.task = None
-        slot.deaths = 0 if answer.record is not None else slot.deaths
-        return Event(attempt, answer)
+            events += [Event(given.attempt, None) for given in slot.given]
+        return events
 
     def _replace(self, slot: Slot) -> None:
         self._ray.kill(slot.actor)
@@ -184,18 +216,20 @@ class Pool:
 
     def _ask_progress(self) -> None:
         for slot in self.slots:
-            if slot.attempt is None:
+            if not slot.given:
                 continue
             if slot.asked is not None:
                 ready, _ = self._ray.wait([slot.asked], timeout=0)
                 if not ready:
                     continue
                 try:
-                    advance: Advance = self._ray.get(slot.asked)
+                    advances: tuple[Advance, ...] = self._ray.get(slot.asked)
                 except self._ray.exceptions.RayError:
                     continue  # its death comes with the attempt
-                own = advance.attempt == slot.attempt.number
-                slot.done, slot.decided = (advance.frames, advance.decided) if own else (0.0, {})
+                told = {advance.attempt: advance for advance in advances}
+                for given in slot.given:
+                    if advance := told.get(given.attempt.number):
+                        given.done, given.decided = advance.frames, advance.decided
             slot.asked = slot.actor.progress.remote()
 
     def close(self) -> None:

@@ -69,6 +69,7 @@ def upscale_on_ray(
     # A decoder with a memory begins anew where segments may.
     settings = replace(settings, settings=replace(settings.settings, restart_frames=job.segment_frames))
     decoder = None if settings.decoder is None else Path(settings.decoder)
+    started = time.monotonic()
     files = files_to_serve([request.source.path for request in requests], resolve(settings.model), decoder)
     with connected(ray_settings.address, ray_settings.workers) as ray:
         place = room(ray.cluster_resources(), ray_settings.workers, settings.device)
@@ -78,7 +79,7 @@ def upscale_on_ray(
         pool = Pool(ray, settings, place, server, text, worker)
         try:
             shared = text, server, ray_settings.streamed
-            return _Run(pool, settings, writer, job, on_progress, watch, poll, shared).run(requests)
+            return _Run(pool, settings, writer, job, on_progress, watch, poll, shared, started).run(requests)
         finally:
             pool.close()
 
@@ -88,7 +89,7 @@ class _Run:
 
     def __init__(
         self, pool: Pool, settings: WorkerSettings, writer: WriterSettings, job: JobSettings,
-        on_progress: Progress | None, watch: Watch | None, poll: Poll | None, files: tuple[str, Any, bool],
+        on_progress: Progress | None, watch: Watch | None, poll: Poll | None, files: tuple[str, Any, bool], started: float,
     ) -> None:  # fmt: skip
         self.pool, self.settings, self.writer, self.job = pool, settings, writer, job
         self.on_progress, self.watch, self.poll = on_progress, watch, poll or (lambda: None)
@@ -99,7 +100,7 @@ class _Run:
         self.name = secrets.token_hex(2)
         """Of this run, in its files' names."""
         self.told = 0.0
-        self._files = files
+        self._files, self._started = files, started
         self._coming: dict[Attempt, tuple[Future[None], Outcome]] = {}
         """Segments on their way from workers that do not see the job's folder."""
         self._held: set[Key] = set()
@@ -121,6 +122,9 @@ class _Run:
             with ThreadPoolExecutor(1, "oasis-joiner") as joiner, ThreadPoolExecutor(COMING, "oasis-files") as fetcher:
                 self._open(requests, upscaler)
                 scanning.start(self.films)
+                if self.films:
+                    self.pool.warm(next(iter(self.films.values())).rehearsal(), self.poll)
+                log.info("workers are ready after %.1f s", time.monotonic() - self._started)
                 while not (self.schedule.over and len(self.results) == len(requests)):
                     self.poll()
                     self._take(scanning)
@@ -188,23 +192,38 @@ class _Run:
         now, others = time.monotonic(), len(self.pool.slots) > 1
         self._held = held(self.schedule, self.tasks, self.films, now)
         for slot in self.pool.slots:
-            if slot.idle and (attempt := self.schedule.give(slot.number, now, others, self._held)) is not None:
-                film, task = self.films[attempt.key[0]], self.tasks[attempt.key]
-                order = film.order(task, attempt.number, self.name, attempt.smaller)
-                self.pool.begin(slot, attempt, order, f"{film.name}: {task}")
+            if slot.idle:
+                self._begin(slot, self.schedule.give(slot.number, now, others, self._held))
+        if any(slot.idle for slot in self.pool.slots):
+            return  # nothing is left that could wait at the others
+        # What is decided after an order was given does not reach it.
+        alone = self._held | {key for key in self.schedule.waiting if self.films[key[0]].decides}
+        for slot in self.pool.slots:
+            while slot.has_room and self._begin(slot, self.schedule.give(slot.number, now, others, alone, beside=True)):
+                pass
+
+    def _begin(self, slot: Slot, attempt: Attempt | None) -> bool:
+        if attempt is None:
+            return False
+        film, task = self.films[attempt.key[0]], self.tasks[attempt.key]
+        order = film.order(task, attempt.number, self.name, attempt.smaller)
+        self.pool.begin(slot, attempt, order, f"{film.name}: {task}")
+        return True
 
     def _learn(self) -> None:
         """What running attempts have decided of shots' routings: others may wait for it."""
         for slot in self.pool.slots:
-            if slot.attempt is not None and slot.attempt.key in self.schedule.open and slot.decided:
-                self.films[slot.attempt.key[0]].decide(slot.decided)
+            for given in slot.given:
+                if given.attempt.key in self.schedule.open and given.decided:
+                    self.films[given.attempt.key[0]].decide(given.decided)
 
     def _events(self) -> list[Event]:
-        if any(slot.attempt is not None or slot.facts is None for slot in self.pool.slots):
-            return self.pool.wait(TICK)
         if not self.pool.slots:
             return self.pool.wait(0)  # raises
-        time.sleep(TICK / 4)  # for the scan, or for files to be joined
+        soon = TICK / 4 if any(slot.idle for slot in self.pool.slots) else TICK  # the scan may find what those can do
+        if any(slot.given or slot.facts is None for slot in self.pool.slots):
+            return self.pool.wait(soon)
+        time.sleep(soon)  # for the scan, or for files to be joined
         return []
 
     def _happened(self, event: Event, fetcher: Executor) -> None:
@@ -259,7 +278,7 @@ class _Run:
         task = self.tasks[attempt.key]
         if not self.schedule.done(attempt, time.monotonic()):
             return  # another attempt was faster; its file goes with the folder
-        film.accept(outcome.record)
+        film.accept(outcome.record, outcome.spent)
         if outcome.plan:
             log.warning("%s: %s was made with %s: not exactly what the plan gives", film.name, task, outcome.plan)
         for rival in self.schedule.rivals(attempt.key):
@@ -279,7 +298,7 @@ class _Run:
             elif number not in self.joins:
                 self.joins[number] = joiner.submit(film.finish)
             elif self.joins[number].done():
-                self.results[number] = Result.of(requests[number], self.joins[number])
+                self.results[number] = Result.of(film, self.joins[number], self._started)
 
     def _tell(self) -> None:
         now = time.monotonic()
@@ -287,19 +306,21 @@ class _Run:
             return
         self.told = now
         best: dict[Key, float] = {}
-        for slot in self.pool.slots:
-            if slot.attempt is not None and slot.attempt in self.schedule.running:
-                best[slot.attempt.key] = max(slot.done, best.get(slot.attempt.key, 0.0))
-        running = sum(done for key, done in best.items() if key in self.schedule.open)
+        running = set(self.schedule.running)
+        for given in (given for slot in self.pool.slots for given in slot.given):
+            if given.attempt in running:
+                best[given.attempt.key] = max(given.done, best.get(given.attempt.key, 0.0))
+        begun = sum(done for key, done in best.items() if key in self.schedule.open)
         totals = [film.total for film in self.films.values()]
         total = None if any(t is None for t in totals) else sum(t for t in totals if t is not None)
         if self.on_progress is not None:
-            self.on_progress(sum(film.finished for film in self.films.values()) + running, total)
+            self.on_progress(sum(film.finished for film in self.films.values()) + begun, total)
         if self.watch is not None:
             self.watch([self._state(slot) for slot in self.pool.slots])
 
     def _state(self, slot: Slot) -> WorkerState:
-        if slot.attempt is None:
+        if not slot.given:
             return WorkerState(slot.number, "", "", 0.0, 0)
-        task = self.tasks[slot.attempt.key]
-        return WorkerState(slot.number, self.films[slot.attempt.key[0]].name, str(task), slot.done, task.frames)
+        oldest = slot.given[0]
+        task = self.tasks[oldest.attempt.key]
+        return WorkerState(slot.number, self.films[oldest.attempt.key[0]].name, str(task), oldest.done, task.frames)

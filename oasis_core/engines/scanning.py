@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ..jobs.overlap import PATIENCE
 from ..jobs.scan import Scan, SegmentTask
 from .film import Film
@@ -60,10 +62,17 @@ class Scanning:
             self._thread.join()
 
     def _run(self, films: dict[int, Film]) -> None:
-        for number, film in films.items():
-            for found in _scan(film):
-                if not self._put((number, found)):
-                    return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(
+            1
+        )  # pictures made small: no work for more, which would wait for cores that encoders keep busy
+        try:
+            for number, film in films.items():
+                for found in _scan(film):
+                    if not self._put((number, found)):
+                        return
+        finally:
+            torch.set_num_threads(threads)
 
     def _put(self, found: Found) -> bool:
         while not self._stop.is_set():

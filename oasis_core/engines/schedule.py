@@ -66,6 +66,8 @@ class Schedule:
         self._running: dict[Attempt, float] = {}
         self._paces: deque[float] = deque(maxlen=99)
         """Seconds for a frame, of finished attempts."""
+        self._ended: dict[int, float] = {}
+        """When each worker finished its last one."""
         self._lost: Counter[Key] = Counter()
         self._number = 0
         self._closed = False
@@ -106,25 +108,35 @@ class Schedule:
         """When the oldest attempt at a segment began that runs; None: none does."""
         return min((began for attempt, began in self._running.items() if attempt.key == key), default=None)
 
-    def give(self, worker: int, now: float, others: bool, held: Set[Key] = frozenset()) -> Attempt | None:
-        """What an idle worker shall do; None: nothing yet.
+    def give(
+        self, worker: int, now: float, others: bool, held: Set[Key] = frozenset(), beside: bool = False
+    ) -> Attempt | None:
+        """What a worker shall do; None: nothing yet.
 
         Args:
             others: whether there are other workers, so that one on which a segment has raised can leave it to them.
             held: segments that wait for something that an open one will tell.
+            beside: the worker is at work on another one. Segments that have lost a worker are made alone: where two were
+                lost, the one that is at fault shows itself.
         """
+        if beside and any(self._lost[a.key] for a in self._running if a.worker == worker):
+            return None
         for key in self._waiting:
-            if key in held or (others and self._segments[key].last == worker):
+            if key in held or (others and self._segments[key].last == worker) or (beside and self._lost[key]):
                 continue
             self._waiting.remove(key)
             return self._begin(key, worker, now)
-        if not self._closed or any(key not in held for key in self._waiting):
+        if beside or not self._closed or any(key not in held for key in self._waiting):
             return None
-        late = [a for a, began in self._running.items() if self._is_late(a, now - began)]
+        late = [a for a in self._running if self._is_late(a, now - self._since(a))]
         late = [a for a in late if self._segments[a.key].running == 1]
         if not late:
             return None
         return self._begin(min(late, key=lambda a: self._running[a]).key, worker, now)
+
+    def _since(self, attempt: Attempt) -> float:
+        """From when its time counts: what waits at a worker behind another one does not take its time."""
+        return max(self._running[attempt], self._ended.get(attempt.worker, 0.0))
 
     def _is_late(self, attempt: Attempt, seconds: float) -> bool:
         pace, segment = self.pace(), self._segments.get(attempt.key)
@@ -140,7 +152,9 @@ class Schedule:
 
     def done(self, attempt: Attempt, now: float) -> bool:
         """The attempt made its segment. False where another one was faster."""
-        began = self._running.pop(attempt)
+        began = self._since(attempt)
+        del self._running[attempt]
+        self._ended[attempt.worker] = now
         segment = self._segments.pop(attempt.key, None)
         if segment is None:
             return False

@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from ..video_job import Done
-from .film import FilmRequest
+from .film import Film, FilmRequest
+from .times import Times
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,21 @@ class Result:
 
     request: FilmRequest
     done: Done | None
+    """Its seconds begin with the first order to a worker that is ready."""
     error: str | None
     """One line; None: all is well."""
+    times: Times | None = None
+    """Where the time went, if it is done."""
 
     @classmethod
-    def of(cls, request: FilmRequest, joined: Future[Done]) -> Result:
-        """Once its segments are joined, or could not be."""
+    def of(cls, film: Film, joined: Future[Done], started: float) -> Result:
+        """Once its segments are joined, or could not be; ``started``: as ``Film.times`` takes it."""
+        request = film.request
         try:
-            return cls(request, joined.result(), None)
+            done = joined.result()
         except (OSError, ValueError) as e:
             return cls(request, None, f"{request.source.path.name}: {one_line(e)}")
+        return cls(request, done, None, film.times(started, done))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""What runs beside each GPU: a model that stays loaded, and one segment after the other. Plain Python; Ray makes it an actor."""
+"""What runs beside each GPU: a model that stays loaded, and one segment after the other. Plain Python; Ray makes it an actor.
+
+All that runs the model runs in one thread of its own, whichever of Ray's threads asks for it: what torch keeps for a thread is
+then made once (plans of cuDNN's convolutions: aten/src/ATen/native/cudnn/Conv_v8.cpp; handles of cuBLAS, OpenMP's threads).
+While the encoder finishes a segment, the model is at the next one, whose frames are being read already.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,12 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +41,8 @@ from ..routing.spec import RoutingSpec
 from ..video_io import Deinterlace, VideoReader, WriterSettings
 from .far_files import DECODER, MODEL, FarFiles, Shared, fetch
 from .schedule import Failure
+from .times import Spent
+from .warming import Rehearsal, rehearse
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +139,12 @@ class Outcome:
     """Whether the file is where the order wanted it; False: it waits at the worker."""
     decided: Mapping[int, RoutingSpec] = field(default_factory=dict)
     """What this attempt has decided of shots' routings, by their first frames."""
+    spent: Spent = Spent()
 
 
 @dataclass(frozen=True)
 class Advance:
-    """How far a worker is."""
+    """How far a worker is with an order."""
 
     attempt: int
     frames: float
@@ -146,8 +157,19 @@ class Stopped(Exception):
     """An attempt was told to end."""
 
 
+@dataclass
+class _Work:
+    """An order that is being made."""
+
+    left: float = 0.0
+    """When the model was done with it."""
+    done: float = 0.0
+    decided: dict[int, RoutingSpec] = field(default_factory=dict)
+    spent: Spent = Spent()
+
+
 class SegmentWorker:
-    """Loaded once; ``make`` runs in one thread, ``progress`` and ``stop`` may be called from another."""
+    """Loaded once. Every method may be called from any thread, ``make`` from several at a time."""
 
     def __init__(self, settings: WorkerSettings, server: Any = None, text: str = "") -> None:
         """
@@ -158,13 +180,18 @@ class SegmentWorker:
         What cannot be had is told by ``facts``: Ray keeps an error of a constructor in words of its own.
         """
         self._lock = threading.Lock()
-        self._now, self._done, self._stopped = 0, 0.0, 0
-        self._decided: dict[int, RoutingSpec] = {}
+        self._works: dict[int, _Work] = {}
+        """By ``Order.attempt``."""
+        self._stopped: set[int] = set()
+        self._left: float | None = None
+        """When the model's last turn ended."""
+        self._model = ThreadPoolExecutor(1, "oasis-model")
+        self._places = threading.Lock()
         self._reader: tuple[Source, VideoReader] | None = None
         self._far = FarFiles()
         self._refusal: Exception | None = None
         try:
-            self._load(settings, server, text)
+            self._model.submit(self._load, settings, server, text).result()
         except (ValueError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as e:
             self._refusal = e
 
@@ -210,21 +237,56 @@ class SegmentWorker:
         found = recall(self._upscaler, height, width)
         return None if found is None else (found.settings.chunk_frames, found.settings.tile)
 
-    def progress(self) -> Advance:
-        """Of the present attempt."""
+    def warm(self, rehearsal: Rehearsal) -> float:
+        """Have the model do such work once, on a GPU; seconds that it took. Raises what the model raises, but memory errors."""
+        began = time.monotonic()
+        if self._warms and not self._rehearsed(rehearsal):
+            self._model.submit(free_memory).result()  # the segments find out what fits
+        return time.monotonic() - began
+
+    @property
+    def _warms(self) -> bool:
+        """CPUs have next to nothing to prepare."""
+        return self._upscaler.model.project.weight.device.type != "cpu"
+
+    def _rehearsed(self, rehearsal: Rehearsal) -> bool:
+        """False where memory ran out."""
+        try:
+            self._model.submit(self._rehearse, rehearsal).result()
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
+            log.info("the rehearsal ended early: %s", _line(e))
+            return False
+        return True
+
+    def _rehearse(self, rehearsal: Rehearsal) -> None:
+        upscaler = with_plan(self._with({}, lambda shot, routing: None), rehearsal.chunk_frames, rehearsal.tile)
+        self._take(rehearsal.decode)
+        rehearse(upscaler, rehearsal.info, rehearsal.writer)
+
+    def progress(self) -> tuple[Advance, ...]:
+        """Of the orders that are being made."""
         with self._lock:
-            return Advance(self._now, self._done, dict(self._decided))
+            return tuple(Advance(attempt, w.done, dict(w.decided)) for attempt, w in self._works.items())
 
     def stop(self, attempt: int) -> None:
-        """End an attempt, if it is the present one."""
+        """End an attempt, also one that is still on its way here."""
         with self._lock:
-            self._stopped = attempt
+            self._stopped.add(attempt)
 
     def make(self, order: Order) -> Outcome:
         """One segment. Errors come back as an outcome: none of them ends the worker."""
+        work = _Work()
         with self._lock:
-            self._now, self._done, self._decided = order.attempt, 0.0, {}
-        return replace(self._tried(order), decided=self._decided)
+            self._works[order.attempt] = work
+        try:
+            outcome = self._tried(order)
+        finally:
+            with self._lock:
+                del self._works[order.attempt]
+                self._stopped.discard(order.attempt)
+        return replace(outcome, decided=work.decided, spent=work.spent)
 
     def _tried(self, order: Order) -> Outcome:
         try:
@@ -239,48 +301,78 @@ class SegmentWorker:
             else:
                 disk = isinstance(e, OSError) and e.errno in DISK and self._far.shares(order.shared)
                 outcome = Outcome(None, Failure.ERROR, f"{type(e).__name__}: {_line(e)}", disk)
-        free_memory()  # out of the except block: until here the error holds the frames of the failed call
+        # Out of the except block: until here the error holds the frames of the failed call. Not beside the model: nothing may be
+        # freed while a graph is recorded.
+        self._model.submit(free_memory).result()
         return outcome
 
     def _make(self, order: Order) -> Outcome:
-        source, file, here = self._far.places(order.source.path, order.file, order.shared)
+        with self._places:  # what is fetched is fetched once
+            source, file, here = self._far.places(order.source.path, order.file, order.shared)
         reader = self._open(replace(order.source, path=source))
         height, width = reader.info.height, reader.info.width
-        upscaler = with_plan(self._for_order(order), order.chunk_frames, order.tile)
+        upscaler = with_plan(
+            self._with(order.routings, partial(self._keep, order.attempt)), order.chunk_frames, order.tile
+        )
         for _ in range(order.smaller):
             upscaler = shrunk(upscaler, height, width)
-        record = make_segment(reader, upscaler, order.task, file, order.writer, self._advance, self._poll)
+        record = make_segment(
+            reader, upscaler, order.task, file, order.writer, partial(self._advance, order.attempt),
+            partial(self._poll, order.attempt), partial(self._at_model, order),
+        )  # fmt: skip
+        work = self._works[order.attempt]
+        work.spent = replace(work.spent, after=time.monotonic() - work.left)
         if order.smaller:
-            remember(self._upscaler, upscaler, height, width, self._free)
+            with self._lock:
+                remember(self._upscaler, upscaler, height, width, self._free)
         return Outcome(record, plan=told(upscaler.settings) if order.smaller else "", here=here)
 
-    def _for_order(self, order: Order) -> Upscaler:
-        """With what is decided already, and the decoder's plan of the job."""
+    def _at_model(self, order: Order, make: Callable[[], int]) -> int:
+        """Run the model's part of a segment, after those that came before it."""
+
+        def turn() -> int:
+            work, began = self._works[order.attempt], time.monotonic()
+            idle = None if self._left is None else began - self._left
+            self._poll(order.attempt)
+            self._take(order.decode)
+            try:
+                return make()
+            finally:
+                self._left = work.left = time.monotonic()
+                work.spent = Spent(idle, work.left - began)
+
+        return self._model.submit(turn).result()
+
+    def _take(self, plan: DecodePlan | None) -> None:
+        """Have the decoder work by the plan of a job. In the model's turn alone."""
+        if self._upscaler.remembers:
+            self._upscaler.model.decoder.plan = plan or DecodePlan()  # type: ignore[assignment]
+
+    def _with(self, known: Mapping[int, RoutingSpec], keep: Callable[[int, RoutingSpec], None]) -> Upscaler:
+        """With what is decided already, where routing is; ``keep`` is told what is decided then."""
         own = self._upscaler
-        if own.remembers:
-            own.model.decoder.plan = order.decode or DecodePlan()  # type: ignore[assignment]
         if not isinstance(own.routing, ShotRoutings):
             return own
         routings = ShotRoutings(own.routing.auto)
-        routings.keep_in(order.routings, self._keep)
+        routings.keep_in(known, keep)
         return Upscaler(own.model, routings, own.settings)
 
-    def _keep(self, shot: int, routing: RoutingSpec) -> None:
+    def _keep(self, attempt: int, shot: int, routing: RoutingSpec) -> None:
         with self._lock:
-            self._decided[shot] = routing
+            self._works[attempt].decided[shot] = routing
 
     def _open(self, source: Source) -> VideoReader:
         if self._reader is None or self._reader[0] != source:
             self._reader = (source, source.open())
-        return self._reader[1]
+        return self._reader[1]  # each segment decodes by itself: its frames come from an open file of its own
 
-    def _advance(self, done: float, total: int | None) -> None:
+    def _advance(self, attempt: int, done: float, total: int | None) -> None:
         with self._lock:
-            self._done = done
+            self._works[attempt].done = done
 
-    def _poll(self) -> None:
+    def _poll(self, attempt: int) -> None:
         with self._lock:
-            if self._stopped == self._now:
+            if attempt in self._stopped:
                 raise Stopped
 
 

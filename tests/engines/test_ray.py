@@ -230,6 +230,12 @@ def test_workers_are_told_how_long_to_spin(
     [result] = on_ray(address, [clip], tmp_path / "out.mkv", model, Telling)
     assert result.error is None
     assert {file.read_text() for file in tmp_path.glob("told-*")} == {"12345"}
+    assert result.done is not None
+    assert result.times is not None  # where the time went
+    assert result.times.loading > 0
+    assert result.times.making + result.times.joining == pytest.approx(result.done.seconds)
+    assert len(result.times.segments) >= 8
+    assert all(spent.model > 0 for spent in result.times.segments)
     assert content(tmp_path / "out.mkv") == content(whole)
 
 
@@ -246,7 +252,7 @@ def test_a_slow_worker_delays_nothing(address: str, tmp_path: Path, clip: Path, 
         def _make(self, order: Order) -> Outcome:
             for _ in range(600 if self._slow else 60):  # 1.8 s for a segment (states come every second), or 60 s
                 time.sleep(0.1 if self._slow else 0.03)
-                self._poll()
+                self._poll(order.attempt)
             return super()._make(order)
 
     began = time.monotonic()

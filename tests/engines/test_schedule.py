@@ -126,6 +126,42 @@ def test_only_the_tail_is_begun_twice_and_the_first_one_counts() -> None:
     assert not schedule.done(late, 220.0)
 
 
+def test_beside_another_nothing_is_tried_again() -> None:
+    """Two segments of a worker that died are both under suspicion: each is made alone, and the one at fault is found."""
+    schedule = Schedule()
+    for number in range(4):
+        schedule.add((0, number), 10)
+    schedule.close()
+    two = schedule.give(0, 0.0, True), schedule.give(0, 0.0, True, beside=True)
+    assert [a.key for a in two if a is not None] == [(0, 0), (0, 1)]
+    for attempt in two:
+        assert attempt is not None
+        assert not schedule.failed(attempt, Failure.LOST)
+    fresh = schedule.give(0, 1.0, True, beside=True)  # the others have not lost a worker
+    assert fresh is not None
+    assert fresh.key == (0, 2)
+    assert schedule.done(fresh, 2.0)
+    suspect = schedule.give(0, 3.0, True)
+    assert suspect is not None
+    assert suspect.key[1] in (0, 1)
+    assert schedule.give(0, 3.0, True, beside=True) is None  # it is alone
+    late = schedule.give(1, 3.0, True)
+    assert late is not None
+    assert schedule.give(2, 1e6, True, held=set(schedule.open), beside=True) is None  # nor is a late one
+
+
+def test_what_waits_behind_another_does_not_take_its_time() -> None:
+    schedule = Schedule()
+    for number in range(2):
+        schedule.add((0, number), 10)
+    first, second = schedule.give(0, 0.0, False), schedule.give(0, 0.0, False, beside=True)
+    assert first is not None
+    assert second is not None
+    assert schedule.done(first, 10.0)
+    assert schedule.done(second, 20.0)
+    assert schedule.pace() == 1.0
+
+
 @pytest.mark.parametrize("workers", [1, 3, 20, 300])
 def test_the_simulated_time_keeps_its_bounds(sim: Any, workers: int) -> None:
     setup = sim.Setup(spread=0.0, shot=1e9, fixed=0.5)

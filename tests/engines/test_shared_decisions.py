@@ -94,8 +94,8 @@ def test_a_worker_that_dies_after_deciding_leaves_its_decision(
     said.mkdir()
 
     class Mortal(SegmentWorker):
-        def _keep(self, shot: int, routing: RoutingSpec) -> None:
-            super()._keep(shot, routing)
+        def _keep(self, attempt: int, shot: int, routing: RoutingSpec) -> None:
+            super()._keep(attempt, shot, routing)
             (said / f"decided-{shot}").touch(exist_ok=False)
 
         def make(self, order: Order) -> Outcome:
@@ -189,11 +189,11 @@ def test_an_interrupted_job_goes_on_with_ray(
             outcome = super()._tried(order)
             if order.task.start.frame < CUT and not (said / "lied").exists():
                 (said / "lied").touch()
-                self._keep(0, RoutingSpec.uniform(3, 4, self._upscaler.routing.auto.patterns[0]))  # type: ignore[union-attr]
+                self._keep(order.attempt, 0, RoutingSpec.uniform(3, 4, self._upscaler.routing.auto.patterns[0]))  # type: ignore[union-attr]
             return outcome
 
-        def _keep(self, shot: int, routing: RoutingSpec) -> None:
-            super()._keep(shot, routing)
+        def _keep(self, attempt: int, shot: int, routing: RoutingSpec) -> None:
+            super()._keep(attempt, shot, routing)
             (said / f"decided-{shot}").touch()
 
     as_json = routing_of(AUTO, load_checkpoint(path)).to_json()  # as ComfyUI's node gives it
