@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .beside_gpu import feeding
 from .heap import reused
 from .jobs.begin_and_end import check_input, join, open_video_job, output_size, told_what_is_kept, what_is_asked
 from .jobs.fingerprint import hash_model
@@ -186,6 +187,7 @@ class _Work:
         try:
             with (
                 reused(),
+                feeding(device),
                 Packers(Packing(*self.size, info, self.writer), device) as packers,
                 ReadAhead(
                     self.reader.frames(first, known), frames_waiting(info.height, info.width, RGB_BYTES)

@@ -6,6 +6,7 @@ from collections import deque
 from contextlib import closing
 from pathlib import Path
 
+from ..beside_gpu import feeding
 from ..heap import reused
 from ..pipeline import Poll, Upscaler
 from ..plan import Position
@@ -51,6 +52,7 @@ def make_segment(
     try:
         with (
             reused(),
+            feeding(device),
             Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer), device) as packers,
             ReadAhead(
                 reader.frames(first, task.known), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
