@@ -28,7 +28,7 @@ from .jobs.remembered import free_memory_mib, recall, remember
 from .jobs.segment_files import Ready, SegmentFiles
 from .jobs.segments import ends_segment
 from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told
-from .jobs.stamps import noting_stamps
+from .jobs.stamps import noting_stamps, summed
 from .pipeline import Poll, Upscaler
 from .plan import Position
 from .progress import Progress, Tally
@@ -203,7 +203,7 @@ class _Work:
                 feeding(device),
                 Packers(Packing(*self.size, info, self.writer), device) as packers,
                 ReadAhead(
-                    self.reader.frames(first, known), frames_waiting(info.height, info.width, RGB_BYTES)
+                    summed(self.reader.frames(first, known)), frames_waiting(info.height, info.width, RGB_BYTES)
                 ) as ahead,
                 WriteBehind(files.consume, frames_waiting(self.size[1], self.size[0], PACKED_BYTES)) as behind,
             ):

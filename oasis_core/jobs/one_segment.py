@@ -18,7 +18,7 @@ from .overlap import PACKED_BYTES, RGB_BYTES, ReadAhead, WriteBehind, frames_wai
 from .packers import Packers
 from .scan import SegmentTask
 from .segment_files import Ready, SegmentFile
-from .stamps import noting_stamps
+from .stamps import noting_stamps, summed
 
 
 def make_segment(
@@ -55,7 +55,7 @@ def make_segment(
             feeding(device),
             Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer), device) as packers,
             ReadAhead(
-                reader.frames(first, task.known), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
+                summed(reader.frames(first, task.known)), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
             ) as ahead,
             WriteBehind(file.write, frames_waiting(geometry.out_h, geometry.out_w, PACKED_BYTES)) as behind,
         ):
