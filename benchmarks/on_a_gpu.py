@@ -60,7 +60,7 @@ def runs(out: Path) -> dict[str, tuple[int, list[str]]]:
         "decoder": (120, bench("decoder_speed", "--parts", "errors,decode,pipeline", *to("decoder"))),
         "decoder-kernels": (120, bench("decoder_speed", "--parts", "kernel,convs,attention", *to("decoder_kernels"))),
         "transformer": (120, bench("transformer", "--parts", "products,kernels,fp8", *to("transformer"))),
-        "streaming": (300, bench("streaming", "--gpu", *to("streaming"))),
+        "streaming": (480, bench("streaming", "--gpu", *to("streaming"))),
         "full-size-dense": (90, bench("full_size_runs", "--only", "dense", *to("full_size_dense"))),
         "memcheck-window": (
             240,

@@ -3,13 +3,22 @@
     python benchmarks/streaming.py 100 1000 10000       # 96x64, x2, a tiny random model: all but the model weighs its most
     python benchmarks/streaming.py --real 100 1000      # the bundled sample to and fro (320x180), x4, the model that ships
     python benchmarks/streaming.py --full 300           # the same clip, random weights in the shape of Wan2.1-1.3B
-    python benchmarks/streaming.py --gpu                # as a GPU is measured: 100 and 1,000 real, 600 full, 10,000 tiny
+    python benchmarks/streaming.py --gpu                # as a GPU is measured: 100 and 1,000 real, 600 full, 10,000 tiny; two of
+                                                        # them once more with x264's fastest preset
 
 Each length is upscaled by a process of its own: reader, model and writer overlapped, segments joined at the end. Idle is told
-three ways: the share of the time in which the model's thread waited for reader or writer; of a GPU, the share of time without
-a kernel (nvidia-smi, ten samples a second); and the speed of the same frames from memory, without any file. Resident memory
-is told for the job's second and last quarter (Linux). Writes ``results/streaming.json``. POSIX only: the peak of a process is
-read by ``resource``.
+three ways: the share of the time in which the model's thread waited for reader or writer (and of that for the reader); of a GPU,
+the share of time without a kernel (nvidia-smi, ten samples a second); and the speed of the same frames from memory, without any
+file. Whose fault it is: a GPU idles
+
+- for encoder or decoder where the model's thread waits. ``encoder_alone`` and ``decoder_alone`` are what they manage of the
+  same frames without a model, ``busy_share`` how long their threads worked in the job. "ultrafast" is the same job with an
+  encoder that costs next to nothing: what the pipeline itself lets through.
+- for the model's own thread where that is busy: ``model_thread_ms_a_frame``, beside the same without files. Its processor time
+  tells work (and waiting for the GPU, which spins) from time in which it could not run: no core, or no lock of Python's.
+
+Resident memory is told for the job's second and last quarter (Linux). Writes ``results/streaming.json``. POSIX only: the peak of
+a process is read by ``resource``.
 """
 
 from __future__ import annotations
@@ -17,6 +26,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import resource
 import shutil
@@ -24,16 +34,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 from statistics import fmean
 
+import av
 import torch
 from clips import moving_noise, sample_to_and_fro
 from memory import HEIGHT, WIDTH
 from random_models import save_full_shape
 
+from oasis_core.beside_gpu import feeding
 from oasis_core.checkpoints import EMBEDDED, load_checkpoint, resolve, save_checkpoint
 from oasis_core.checkpoints.metadata import Metadata
 from oasis_core.cli.device import choose_device, choose_dtype
@@ -42,12 +56,17 @@ from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.ready import ready
 from oasis_core.routing import RoutingSpec
-from oasis_core.video_io import VideoReader, WriterSettings
-from oasis_core.video_job import upscale_video
+from oasis_core.video_io import VideoReader, VideoWriter, WriterSettings
+from oasis_core.video_io.encoders import CODECS
+from oasis_core.video_job import Done, JobSettings, upscale_video
 
 STATM = Path("/proc/self/statm")
 ALONE = 210
 """Frames from memory, at most: 15 chunks."""
+CHEAP = "ultrafast"
+"""x264's preset that costs least: a tenth of ours."""
+ENCODED = 240
+"""Frames of the result that are encoded without a model, at most: two segments."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +81,13 @@ class Case:
     device: str = "auto"
     full: bool = False
     """Random weights in the full model's shape."""
+    preset: str = ""
+    """Of x264; empty: ours."""
 
     @property
     def name(self) -> str:
         size = f"320x180 x4{', full shape' if self.full else ''}" if self.real else f"{WIDTH}x{HEIGHT} x2"
-        return f"{self.frames} frames, {size}"
+        return f"{self.frames} frames, {size}{f', x264 {self.preset}' if self.preset else ''}"
 
 
 def random_model(path: Path) -> None:
@@ -105,19 +126,93 @@ class GpuIdle:
             self.share = None if not busy else round(1 - fmean(busy) / 100, 4)
 
 
-def alone(upscaler: Upscaler, clip: Path, frames: int) -> tuple[float, float | None]:
-    """Frames per second from memory to nowhere, and the GPU's idle share then; after some to warm up."""
+@dataclass
+class Spent:
+    """What a stretch of work took: by the clock, of the calling thread's processor time, and of all threads'."""
+
+    seconds: float = 0.0
+    thread: float = 0.0
+    process: float = 0.0
+
+    @contextmanager
+    def over(self) -> Iterator[None]:
+        began = time.perf_counter(), time.thread_time(), time.process_time()
+        yield
+        ended = time.perf_counter(), time.thread_time(), time.process_time()
+        self.seconds, self.thread, self.process = (b - a for a, b in zip(began, ended, strict=True))
+
+
+def alone(upscaler: Upscaler, clip: Path, frames: int) -> dict[str, float | None]:
+    """From memory to nowhere, after some to warm up."""
     held = [frame.rgb for frame in islice(VideoReader(clip), 48)]
     device = upscaler.model.project.weight.device
-    for _ in upscaler.stream(held):
-        pass
-    count = min(frames, ALONE)
-    with GpuIdle(device) as idle:
-        began = time.perf_counter()
-        for _ in upscaler.stream(islice(cycle(chain(held, held[-2:0:-1])), count)):
+    count, spent = min(frames, ALONE), Spent()
+    with feeding(device.type):  # as in a job
+        for _ in upscaler.stream(held):
             pass
-        took = time.perf_counter() - began
-    return count / took, idle.share
+        with GpuIdle(device) as idle, spent.over():
+            for _ in upscaler.stream(islice(cycle(chain(held, held[-2:0:-1])), count)):
+                pass
+    return {
+        "frames_per_second_without_files": round(count / spent.seconds, 2),
+        "model_thread_ms_a_frame_without_files": ms(spent.seconds / count),
+        "model_thread_processor_ms_a_frame_without_files": ms(spent.thread / count),
+        "idle_share_of_the_gpu_without_files": idle.share,
+    }
+
+
+def decoder_alone(clip: Path) -> dict[str, float | None]:
+    """Frames a second of the clip: out of the codec, and as the reader gives them (RGB, fp32)."""
+    codec, reader, count = Spent(), Spent(), 0
+    with codec.over():
+        count = sum(1 for _ in islice(VideoReader(clip).pictures(), 1000))
+    with reader.over():
+        sum(1 for _ in islice(VideoReader(clip), count))
+    return {
+        "decoder_alone_frames_per_second": round(count / codec.seconds, 1),
+        "reader_alone_frames_per_second": round(count / reader.seconds, 1),
+    }
+
+
+def encoder_alone(clip: Path, made: Path, segment: int) -> dict[str, float | None]:
+    """Frames a second of the result, decoded beforehand: as one file, and as segments of a job's length."""
+    with av.open(str(made)) as container:
+        frames = list(islice(container.decode(video=0), ENCODED))
+    source, size = VideoReader(clip).info, (frames[0].width, frames[0].height)
+    step = round(1 / (source.rate * source.time_base))
+    found: dict[str, float | None] = {}
+    for name, length in (("one_file", len(frames)), ("segments", segment)):
+        spent = Spent()
+        with spent.over():
+            for begin in range(0, len(frames), length):
+                with VideoWriter(made.with_name("again.mp4"), *size, source, WriterSettings()) as writer:
+                    for number, frame in enumerate(frames[begin : begin + length]):
+                        frame.pict_type = av.video.frame.PictureType.NONE  # else the encoder repeats what it was
+                        writer.add(frame, number * step + writer.first_pts)
+        found[f"encoder_alone_frames_per_second_{name}"] = round(len(frames) / spent.seconds, 1)
+        found[f"encoder_alone_processor_ms_a_frame_{name}"] = ms(spent.process / len(frames))
+    return found
+
+
+def ms(seconds: float) -> float:
+    return round(1000 * seconds, 3)
+
+
+def shares(done: Done, spent: Spent) -> dict[str, float | None]:
+    """Where a job's time went."""
+    waited = done.waited + done.joining
+    return {
+        "frames_per_second": round(done.frames / done.seconds, 2),
+        "idle_share_of_the_model_thread": round(done.waited / done.seconds, 4),
+        "of_that_for_the_reader": round(done.waited_for_reader / done.seconds, 4),
+        "joining_share": round(done.joining / done.seconds, 4),
+        "busy_share_of_the_reader_thread": round(done.reading / done.seconds, 4),
+        "busy_share_of_the_writer_thread": round(done.writing / done.seconds, 4),
+        "model_thread_ms_a_frame": ms((done.seconds - waited) / done.frames),
+        "model_thread_processor_ms_a_frame": ms(spent.thread / done.frames),
+        "cores_busy": round(spent.process / spent.seconds, 2),
+        "cores": os.cpu_count(),
+    }
 
 
 def measure(case: Case, clip: Path) -> dict[str, float | None]:
@@ -128,33 +223,29 @@ def measure(case: Case, clip: Path) -> dict[str, float | None]:
         if STATM.exists() and done > len(resident) * 10:
             resident.append(resident_mib())
 
-    place = choose_device(case.device)
+    if case.preset:  # of this process
+        CODECS["h264"] = replace(CODECS["h264"], options=(("preset", case.preset),))
+    place, job = choose_device(case.device), JobSettings()
     checkpoint = load_checkpoint(Path(case.model), place, choose_dtype("auto", place))
     settings = UpscaleSettings(scale=4.0 if case.real else 2.0)
     upscaler = ready(checkpoint, checkpoint.routing, settings, "auto", False)
-    alone_rate, alone_idle = alone(upscaler, clip, case.frames)
-    reader = VideoReader(clip)
+    without = alone(upscaler, clip, case.frames)
+    reader, made, spent = VideoReader(clip), clip.with_name("out.mp4"), Spent()
     needs = working_memory(upscaler, case.frames, reader.info.height, reader.info.width)
     needs += sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
-    with GpuIdle(place) as idle:
-        done = upscale_video(reader, clip.with_name("out.mp4"), upscaler, WriterSettings(), note)
+    with GpuIdle(place) as idle, spent.over():
+        done = upscale_video(reader, made, upscaler, WriterSettings(), note, job=job)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-    result: dict[str, float | None] = {
-        "frames_per_second": round(done.frames / done.seconds, 2),
-        "frames_per_second_without_files": round(alone_rate, 2),
-        "idle_share_of_the_model_thread": round(done.waited / done.seconds, 4),
-        "peak_host_mib": round(peak, 1),
-    }
+    result = shares(done, spent) | without | {"peak_host_mib": round(peak, 1)}
     quarter = len(resident) // 4
     if quarter:
         result["resident_mib_second_quarter"] = round(fmean(resident[quarter : 2 * quarter]), 1)
         result["resident_mib_last_quarter"] = round(fmean(resident[3 * quarter :]), 1)
     if place.type == "cuda":
         result["idle_share_of_the_gpu"] = idle.share
-        result["idle_share_of_the_gpu_without_files"] = alone_idle
         result["predicted_device_mib"] = round(needs / 2**20, 1)
         result["peak_device_mib"] = round(torch.cuda.max_memory_allocated(place) / 2**20, 1)
-    return result
+    return result | decoder_alone(clip) | encoder_alone(clip, made, job.segment_frames)
 
 
 def run(case: Case) -> dict[str, float | None]:
@@ -186,6 +277,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="", help="checkpoint (default: the one that ships, or a tiny random one)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--preset", default="", help=f"of x264, such as {CHEAP} (default: ours)")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "streaming.json")
     parser.add_argument("--clip", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -193,10 +285,12 @@ def main() -> None:
     if args.clip is not None:  # a process of its own for each length
         print(json.dumps(measure(Case(**json.loads(args.case)), args.clip)))
         return
-    cases = [Case(frames, args.real or args.full, args.model, args.device, args.full) for frames in args.frames]
+    real = args.real or args.full
+    cases = [Case(frames, real, args.model, args.device, args.full, args.preset) for frames in args.frames]
     if args.gpu:
-        cases = [Case(n, True, args.model, args.device) for n in (100, 1000)]
-        cases += [Case(600, True, "", args.device, full=True), Case(10000, False, "", args.device)]
+        real, full = Case(1000, True, args.model, args.device), Case(600, True, "", args.device, full=True)
+        cases = [replace(real, frames=100), real, replace(real, preset=CHEAP), full, replace(full, preset=CHEAP)]
+        cases.append(Case(10000, False, "", args.device))
     place = choose_device(args.device)
     chip = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()

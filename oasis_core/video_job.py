@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .beside_gpu import feeding
 from .heap import reused
 from .jobs.begin_and_end import check_input, join, open_video_job, output_size, told_what_is_kept, what_is_asked
 from .jobs.fingerprint import hash_model
@@ -27,7 +28,7 @@ from .jobs.remembered import free_memory_mib, recall, remember
 from .jobs.segment_files import Ready, SegmentFiles
 from .jobs.segments import ends_segment
 from .jobs.shrink import free_memory, is_out_of_memory, shrunk, told
-from .jobs.stamps import noting_stamps
+from .jobs.stamps import noting_stamps, summed
 from .pipeline import Poll, Upscaler
 from .plan import Position
 from .progress import Progress, Tally
@@ -66,6 +67,14 @@ class Done:
     """Frames that an earlier attempt had made."""
     waited: float = 0.0
     """Seconds, of all, in which the model waited for reader or writer."""
+    waited_for_reader: float = 0.0
+    """Seconds of these."""
+    reading: float = 0.0
+    """Seconds in which the reader's thread worked, beside the model."""
+    writing: float = 0.0
+    """Likewise the writer's, the encoder's threads and what they wait for included."""
+    joining: float = 0.0
+    """Seconds at the end, after the model, in which segments were joined."""
 
     def __str__(self) -> str:
         kept = f", {self.kept} of them kept from before" if self.kept else ""
@@ -115,9 +124,13 @@ def upscale_video(
         work = _Work(reader, upscaler, writer, folder, size, job.segment_frames, on_progress, poll, show)
         with told_what_is_kept(folder):
             work.make_segments()
+            joining = time.monotonic()
             join(folder, target, size, reader, writer, notes)
-        manifest, seconds = folder.manifest, time.monotonic() - began
-        return Done(manifest.position.frame, *size, seconds, manifest.problem, kept, work.waited)
+        manifest, ended = folder.manifest, time.monotonic()
+        return Done(
+            manifest.position.frame, *size, ended - began, manifest.problem, kept,
+            work.waited, work.waited_for_reader, work.reading, work.writing, ended - joining,
+        )  # fmt: skip
 
 
 class _Work:
@@ -137,7 +150,8 @@ class _Work:
         if manifest != folder.manifest:
             folder.update(manifest)
         self.on_progress, self.poll, self.show = on_progress, poll, show
-        self.waited, self.shrunk = 0.0, False
+        self.waited = self.waited_for_reader = self.reading = self.writing = 0.0
+        self.shrunk = False
 
     def make_segments(self) -> None:
         """Until the manifest says that all are there."""
@@ -186,15 +200,18 @@ class _Work:
         try:
             with (
                 reused(),
+                feeding(device),
                 Packers(Packing(*self.size, info, self.writer), device) as packers,
                 ReadAhead(
-                    self.reader.frames(first, known), frames_waiting(info.height, info.width, RGB_BYTES)
+                    summed(self.reader.frames(first, known)), frames_waiting(info.height, info.width, RGB_BYTES)
                 ) as ahead,
                 WriteBehind(files.consume, frames_waiting(self.size[1], self.size[0], PACKED_BYTES)) as behind,
             ):
                 frames = noting_stamps(ahead, stamps, start.frame - first)
                 behind.put(self._feed(frames, stamps, start, packers, behind))
             self.waited += ahead.waited + packers.waited + behind.waited
+            self.waited_for_reader += ahead.waited
+            self.reading, self.writing = self.reading + ahead.worked, self.writing + behind.worked
         finally:
             files.abort()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from ..beside_gpu import feeding
 from ..heap import reused
 from ..pipeline import Poll, Upscaler
 from ..plan import Position
@@ -18,7 +19,7 @@ from .overlap import PACKED_BYTES, RGB_BYTES, ReadAhead, WriteBehind, frames_wai
 from .packers import Packers
 from .scan import SegmentTask
 from .segment_files import Ready, SegmentFile
-from .stamps import noting_stamps
+from .stamps import noting_stamps, summed
 
 AtModel = Callable[[Callable[[], int]], int]
 """Runs what it is given where and when the model is free for it, and gives what that gives."""
@@ -58,10 +59,11 @@ def make_segment(
     device = upscaler.model.project.weight.device.type
     try:
         with (
+            feeding(device),
             Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer), device) as packers,
             WriteBehind(file.write, frames_waiting(geometry.out_h, geometry.out_w, PACKED_BYTES)) as behind,
             ReadAhead(  # the last one: it ends while the writer still works
-                reader.frames(first, task.known), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
+                summed(reader.frames(first, task.known)), frames_waiting(geometry.in_h, geometry.in_w, RGB_BYTES)
             ) as ahead,
         ):
             frames = noting_stamps(ahead, stamps, start - first)
@@ -69,6 +71,7 @@ def make_segment(
             def work() -> int:
                 at = start
                 with (
+                    feeding(device),  # where the model works may be another thread
                     reused(),
                     closing(upscaler.parts(frames, task.start, poll, tally, packers.finish)) as parts,  # type: ignore[type-var]
                 ):

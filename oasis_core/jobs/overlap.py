@@ -35,6 +35,8 @@ class ReadAhead(Generic[T]):
     def __init__(self, source: Iterable[T], depth: int) -> None:
         self.waited = 0.0
         """Seconds that the consumer has waited for items."""
+        self.worked = 0.0
+        """Seconds that the thread took to make items; what it waits for room is not in it."""
         self._source = source
         self._items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
         self._stop = threading.Event()
@@ -57,10 +59,13 @@ class ReadAhead(Generic[T]):
 
     def _run(self) -> None:
         iterator = iter(self._source)
+        began = time.monotonic()
         try:
             for item in iterator:
+                self.worked += time.monotonic() - began
                 if not self._offer((item, None)):
                     return
+                began = time.monotonic()
             self._offer((None, StopIteration()))
         except BaseException as e:
             self._offer((None, e))
@@ -91,6 +96,8 @@ class WriteBehind(Generic[T]):
     def __init__(self, consume: Callable[[T], None], depth: int) -> None:
         self.waited = 0.0
         """Seconds that the producer has waited to put items, and at the end for the last one."""
+        self.worked = 0.0
+        """Seconds in which the thread consumed items; what it waits for the next one is not in it."""
         self._consume = consume
         self._items: queue.Queue[T | None] = queue.Queue(depth)
         self._error: BaseException | None = None
@@ -109,11 +116,14 @@ class WriteBehind(Generic[T]):
 
     def _run(self) -> None:
         while (item := self._items.get()) is not None:
+            began = time.monotonic()
             try:
                 self._consume(item)
             except BaseException as e:
                 self._error = e
                 return
+            finally:
+                self.worked += time.monotonic() - began
 
     def _offer(self, item: T | None) -> None:
         while self._thread.is_alive():

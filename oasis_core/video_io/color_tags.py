@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,9 @@ LIMITED_RANGE, FULL_RANGE = 1, 2
 HD_HEIGHT = 720
 """Frames of this height and more are BT.709 where nothing is said, smaller ones BT.601: what players assume."""
 
-BAND = 16
-"""Rows that are worked on at once: they stay in the cache. A frame of 1280x720 takes 4 ms so, 16 ms as a whole."""
+BAND = 16 * 1280
+"""Pixels that are worked on at once: they stay in the cache. A frame of 1280x720 takes 4 ms so, 16 ms as a whole. In smaller
+bands small frames would be all calls, which take Python's lock from the thread that feeds a GPU."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ def yuv_to_rgb(yuv: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
     top, offset, luma, chroma = code_levels(tags.full_range, depth)
     kr, kb = LUMA_WEIGHTS[tags.matrix]
     rgb = np.empty((*yuv.shape[1:], 3), np.float32)
-    for start in range(0, len(rgb), BAND):
-        luminance, *chrominance = yuv[:, start : start + BAND].astype(np.float32)
+    for band in _bands(*yuv.shape[1:]):
+        luminance, *chrominance = yuv[:, band].astype(np.float32)
         y = (luminance - offset) / luma
         cb, cr = ((plane - top) / chroma for plane in chrominance)
         red, blue = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
         green = (y - kr * red - kb * blue) / (1 - kr - kb)
-        np.stack([red, green, blue], axis=-1, out=rgb[start : start + BAND])
+        np.stack([red, green, blue], axis=-1, out=rgb[band])
     return rgb
 
 
@@ -106,9 +108,9 @@ def rgb_to_codes(rgb: np.ndarray, tags: ColorTags, depth: int) -> np.ndarray:
     top, offset, luma, chroma = code_levels(tags.full_range, depth)
     kr, kb = LUMA_WEIGHTS[tags.matrix]
     codes = np.empty((3, *rgb.shape[:2]), np.float32)
-    for start in range(0, len(rgb), BAND):
-        out = codes[:, start : start + BAND]
-        red, green, blue = np.ascontiguousarray(np.moveaxis(rgb[start : start + BAND], -1, 0))
+    for band in _bands(*rgb.shape[:2]):
+        out = codes[:, band]
+        red, green, blue = np.ascontiguousarray(np.moveaxis(rgb[band], -1, 0))
         y = kr * red + (1 - kr - kb) * green + kb * blue
         out[0] = y * luma + offset
         out[1] = (blue - y) / (2 * (1 - kb)) * chroma + top
@@ -122,3 +124,9 @@ def code_levels(full_range: bool, depth: int) -> tuple[float, float, float, floa
         return 2.0 ** (depth - 1), 0.0, 2.0**depth - 1, 2.0**depth - 1
     unit = 2.0 ** (depth - 8)
     return 128 * unit, 16 * unit, 219 * unit, 224 * unit
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows of a frame, some at a time."""
+    rows = max(1, BAND // width)
+    return (slice(start, start + rows) for start in range(0, height, rows))

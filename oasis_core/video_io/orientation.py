@@ -38,5 +38,5 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
 
 def upright(rgb: Tensor, rotation: int, mirrored: bool) -> Tensor:
     """``(H, W, 3)`` turned as ``orientation`` says; contiguous."""
-    turned = torch.rot90(rgb, rotation // 90, (0, 1))
+    turned = torch.rot90(rgb, rotation // 90, (0, 1)) if rotation else rgb  # else it copies
     return (turned.flip(1) if mirrored else turned).contiguous()

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,7 @@ class Frame:
     pts: int
     """Time stamp in units of the info's ``time_base``."""
 
-    @property
+    @cached_property
     def checksum(self) -> int:
         """CRC-32 of every fourth row and column: tells whether a frame was decoded as it was before."""
         return zlib.crc32(self.rgb[::4, ::4].contiguous().numpy().tobytes())
