@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
@@ -124,6 +125,7 @@ def run_case(
     clip = torch.rand(frames, height // 4, width // 4, 3)
     check(upscaler.upscale(clip), case)
     whole = on.measure(lambda: upscaler.upscale(clip), rounds)
+    stages = stages_inside(upscaler, clip, on) if fitted else stages
     predicted[WHOLE] = gib(weights_of(model) + working_memory(upscaler, frames, height // 4, width // 4))
     for name, got in {**stages, WHOLE: whole}.items():
         peak = "" if got["peak_gib"] is None else f", peak {got['peak_gib']:.2f} GiB"
@@ -133,6 +135,31 @@ def run_case(
         "frames": frames, "height": height, "width": width, "stages": stages, "predicted_gib": predicted,
         WHOLE: whole, "frames_per_second": round(frames / (float(whole["ms"] or 0) / 1000), 2),
     }  # fmt: skip
+
+
+def stages_inside(upscaler: Upscaler, clip: Tensor, on: Device) -> dict[str, dict[str, float | None]]:
+    """Transformer and decoder within one turn of the whole pipeline, waiting for the device before and after each call."""
+    spent: dict[str, float] = {"transformer": 0.0, "decode": 0.0}
+    hooks = []
+
+    def now() -> float:
+        if on.device.type == "cuda":
+            torch.cuda.synchronize(on.device)
+        return time.perf_counter()
+
+    for name, module in (("transformer", upscaler.model.dit), ("decode", upscaler.model.decoder)):
+
+        def before(*_: object, name: str = name) -> None:
+            spent[name] -= now()
+
+        def after(*_: object, name: str = name) -> None:
+            spent[name] += now()
+
+        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    upscaler.upscale(clip)
+    for hook in hooks:
+        hook.remove()
+    return {name: {"ms": 1000 * seconds, "peak_gib": None} for name, seconds in spent.items()}
 
 
 def check(out: Tensor, case: tuple[int, int, int]) -> None:

@@ -22,6 +22,8 @@ Not measured: no trained Wan decoder was at hand (docs/full_size.md)."""
 
 Decode = Callable[[Sequence[FrameGroup], Tensor, ColorCorrector, "DecoderState | None"], Tensor]
 """Groups and their z_H ``(1, C, t, h, w)`` -> finished frames ``(n, out_h, out_w, 3)``, where the model is."""
+DecodeRun = Callable[[Sequence[FrameGroup], Tensor, ColorCorrector, DecoderState], Iterator[Tensor]]
+"""The same of a decoder with a memory, for the first of the groups, then for the next ones."""
 Restored = tuple[Sequence[FrameGroup], Tensor]
 """The groups that the cross-fade gives out for a chunk, and their z_H ``(1, C, t, h, w)``."""
 AtOnce = Callable[[FrameGroup], int]
@@ -78,29 +80,46 @@ def _calls(groups: Sequence[FrameGroup], at: int, start: int, most: int) -> Iter
 
 
 def decoded_in_order(
-    restored: Iterable[Restored], decode: Decode, color: ColorMethod, shot: int, at: int, start: Position,
-    poll: Poll | None, new_state: Callable[[], DecoderState | None], every: int | None, at_once: AtOnce,
+    restored: Iterable[Restored], decode: DecodeRun, color: ColorMethod, shot: int, at: int, start: Position,
+    poll: Poll | None, new_state: Callable[[], DecoderState], every: int | None, at_once: AtOnce,
 ) -> Iterator[Part]:  # fmt: skip
     """The same by a decoder with a memory. With the colours' memory it begins anew every ``every`` chunks (None: never),
     warmed up on the latent frames before; where a stream begins does not matter then.
 
     Args:
-        at_once: the shot's first latent frame is alone.
+        at_once: latent frames that the decoder is given at a time; the shot's first is asked for, too.
     """
     corrector, state = ColorCorrector(color), new_state()
     recent: deque[tuple[FrameGroup, Tensor]] = deque(maxlen=WARM_UP)
     for run in _runs(restored, shot, at, start, every, at_once):
         if run.anew and recent:
             corrector, state = ColorCorrector(color), new_state()
-            for number, (group_before, z_before) in enumerate(recent):
-                before = group_before if number else group_before.last_frame()
-                decode([before], z_before, corrector, state)
+            _warm_up(recent, lambda groups, z_h, c=corrector, s=state: decode(groups, z_h, c, s), at_once)
         if run.at >= start.frame:
             if poll is not None:
                 poll()
             z_h = run.latents[0] if len(run.latents) == 1 else torch.cat(run.latents, dim=2)
-            yield Part(decode(run.groups, z_h, corrector, state), Position(run.at, shot), run.anew)
+            frame, restartable = run.at, run.anew
+            for frames in decode(run.groups, z_h, corrector, state):
+                count = len(frames)
+                yield Part(frames, Position(frame, shot), restartable)
+                del frames  # the next ones are made without them
+                frame, restartable = frame + count, False
         recent.extend(zip(run.groups, run.latents, strict=True))
+
+
+def _warm_up(
+    recent: Iterable[tuple[FrameGroup, Tensor]], decode: Callable[[Sequence[FrameGroup], Tensor], Iterator[Tensor]],
+    at_once: AtOnce,
+) -> None:  # fmt: skip
+    """Decode what came before as if it began a shot, for the memory alone."""
+    groups, latents = map(list, zip(*recent, strict=True))
+    groups[0] = groups[0].last_frame()
+    while groups:
+        many = at_once(groups[0])
+        for _ in decode(groups[:many], torch.cat(latents[:many], dim=2)):
+            pass
+        groups, latents = groups[many:], latents[many:]
 
 
 @dataclass
@@ -118,7 +137,7 @@ class _Run:
 def _runs(
     restored: Iterable[Restored], shot: int, at: int, start: Position, every: int | None, at_once: AtOnce
 ) -> Iterator[_Run]:
-    """Runs of ``at_once`` latent frames; shorter where the decoder begins anew after them, at the shot's first, at its end."""
+    """Runs of ``at_once`` latent frames; shorter where the decoder begins anew after them, and at the shot's end."""
     chunks, run = 0, None
     each = (
         (*pair, i == 0) for groups, z in restored for i, pair in enumerate(zip(groups, z.split(1, dim=2), strict=True))
@@ -135,7 +154,7 @@ def _runs(
         run.groups.append(group)
         run.latents.append(z_h)
         at += group.count
-        if group.first or len(run.groups) == at_once(group):
+        if len(run.groups) >= at_once(group):
             yield run
             run = None
     if run is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from .attention import TokenGrid
 from .attention.backends import SDPA
@@ -34,6 +35,9 @@ COLOR_BYTES = {ColorMethod.NONE: 0, ColorMethod.ADAIN: 98, ColorMethod.WAVELET: 
 """For each output pixel of a frame while its colours are corrected, counted (``tests/test_memory.py``)."""
 DECODED_BYTES = 30
 """The same while it is decoded: the input in fp32 and in the model's numbers, beside the features at half the resolution."""
+SMALL, LARGE = 11 * 4 / 64 + 22 / 16, 4 / 16 + 6 * 2 / 4 + 7
+"""Inputs that the Wan decoder's convolutions in time keep, before and after the cut, in channels of its ``width`` for each output
+pixel."""
 WAITING_BYTES = 12
 """The same of a finished frame that is on its way to the host."""
 COUNTED = ("cuda", "meta")
@@ -82,7 +86,12 @@ def working_memory(upscaler: Upscaler, frames: int, height: int, width: int, on:
     else:
         assert isinstance(decoder, WanDecoder)
         plan = decoder.plan
+        plan = replace(plan, turn=min(plan.turn, times))
         state, work = wan_decoder_memory(decoder.config, geometry.pad_h, geometry.pad_w, latents, plan, element)
+        if plan.turn:  # frames are finished after all of the turn are decoded
+            decoded = 4 * plan.turn * pixels * 3 * element
+            leaving = latents * config.unshuffle[0] * pixels * WAITING_BYTES
+            return state + max(transformer, work + leaving, decoded + images)
     # The groups' input, in fp32 and as the decoder gets it; the frames before, on their way to the host.
     given = latents * config.unshuffle[0] * pixels * (3 * (4 + element) + WAITING_BYTES)
     return state + max(transformer, work + given, images)
@@ -168,25 +177,47 @@ def wan_decoder_memory(
         element: bytes of a number.
     """
     pixel = height * width * config.width * element  # one frame at full resolution
-    # Inputs that the convolutions in time keep, in channels of ``width`` for each pixel of their resolution.
-    small, large = 11 * 4 / 64 + 26 / 16, 6 * 2 / 4 + 7
     keeps = plan.keep_on is None
-    tiles = [_with_halos(size, plan) for size in (height, width)]
-    with_halos = sum(tiles[0]) * sum(tiles[1]) / (height * width)
-    state = PAST * pixel * (small + large * with_halos) * keeps
-    area = max(tiles[0]) * max(tiles[1]) / (height * width)
+    areas = _areas(height, width, plan)
+    stays = len(areas) if keeps else min(plan.resident, len(areas))
+    state = PAST * pixel * (SMALL * keeps + LARGE * sum(areas[:stays]))
+    area = max(areas)
     many = 4 * latents
     at_once = min(plan.frames or many, many)
     # In a large stage, where convolutions write over their inputs: the upsampled frames before and after they are in place, and
     # the first convolution's input, as large as products in time need. Where there is no Triton: the residual stream, the first
     # convolution's output, the second one's input with its past, a frame between norm and SiLU.
     inputs = {4: 6 / 4, 2: 4 / 2}.get(Form.of(at_once, True).group, 1 + PAST / at_once)
-    last = area * (max((2 + inputs) * at_once, 3 * at_once + PAST + 1) + PAST * large * (not keeps))
-    # In the second stage: the stream, and twice the frames before and after they are put in order.
-    second = 5 / 2 * latents + PAST * small * (not keeps)
-    features = many * 4 / COARSE**2
-    out = many * 3 / config.width * (1 if not plan.tile else 2)
-    return int(state), int(pixel * (max(second, features + last) + out)) + _derived(config, latents, at_once, element)
+    last = area * (max((2 + inputs) * at_once, 3 * at_once + PAST + 1) + PAST * LARGE * (stays < len(areas)))
+    # In the second stage, where frames are half as many, the same.
+    inputs = {4: 6 / 4, 2: 4 / 2}.get(Form.of(2 * latents, True).group, 1 + PAST / (2 * latents))
+    half = 2 * latents * 4 / COARSE**2  # those frames at the cut
+    second = (2 + inputs) * half + PAST * SMALL * (not keeps)
+    # What waits at the cut for the tiles to come, and what one tile makes of a call's: all of its frames.
+    waits = (plan.turn or latents) / 2 * (len(areas) > 1) * (keeps or not plan.turn)
+    features = waits + area * 2 * half
+    out = 4 * (plan.turn or latents) * 3 / config.width
+    work = max(second + waits * (plan.turn > 0), features + last + out)
+    return int(state), int(pixel * work) + _derived(config, latents, at_once, element)
+
+
+def decoder_traffic(
+    config: WanDecoderConfig, height: int, width: int, latents: int, plan: DecodePlan, element: int
+) -> int:
+    """Bytes that cross between device and host, either way, for ``latents`` latent frames inside a stream."""
+    if plan.keep_on is None:
+        return 0
+    pixel, areas = height * width * config.width * element, _areas(height, width, plan)
+    turns = -(-latents // (plan.turn or plan.latents))
+    crosses = turns * PAST * (SMALL + LARGE * sum(areas[plan.resident :]))
+    waits = latents / 2 * sum(areas) * (plan.turn > 0)
+    return int(2 * pixel * (crosses + waits))
+
+
+def _areas(height: int, width: int, plan: DecodePlan) -> list[float]:
+    """What each tile sees, as a share of the frame."""
+    rows, columns = (_with_halos(size, plan) for size in (height, width))
+    return [row * column / (height * width) for row in rows for column in columns]
 
 
 def _derived(config: WanDecoderConfig, latents: int, at_once: int, element: int) -> int:
@@ -201,5 +232,5 @@ def _derived(config: WanDecoderConfig, latents: int, at_once: int, element: int)
 
 def _with_halos(size: int, plan: DecodePlan) -> list[int]:
     """Pixels of a side that each tile sees."""
-    tile = plan.tile or size
-    return [min(start + tile + plan.halo, size) - max(0, start - plan.halo) for start in range(0, size, tile)]
+    spans = [span.times(COARSE) for span in plan.spans(size // COARSE)]
+    return [min(span.stop + plan.halo, size) - max(0, span.start - plan.halo) for span in spans]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain, groupby, islice
 from operator import itemgetter
 
@@ -26,7 +27,7 @@ from .geometry import Geometry, crop, plan_geometry, resize, to_unit_range, upsa
 from .heap import reused
 from .landing import kept, landed
 from .model import OasisModel
-from .model.decoders import DecoderState, PixelDecoder
+from .model.decoders import DecodePlan, DecoderState, PixelDecoder
 from .one_step import OneStep
 from .patchify import frame_count, latent_length
 from .plan import ChunkCursor, Position, Span, plan_calls, plan_tiles, warm_up_start
@@ -217,9 +218,10 @@ class Upscaler:
                 restored = self._restored(groups, shot, poll, tally)
                 at, color = max(shot, begin), self.settings.color
                 if self.remembers:
-                    state, every, many = self.model.decoder_state, self.restart_chunks, self._at_once
+                    decode = partial(self._decode_run, poll=poll)
+                    every, many = self.restart_chunks, self._run_length
                     yield from decoded_in_order(
-                        restored, self._decode, color, shot, at, start, poll, state, every, many
+                        restored, decode, color, shot, at, start, poll, DecoderState, every, many
                     )
                 else:
                     yield from decoded_each(restored, self._decode, color, shot, at, start, poll, self._at_once)
@@ -268,6 +270,12 @@ class Upscaler:
         """Groups of that size in one call."""
         return self.latents(self.geometry(*group.frames.shape[1:3]))
 
+    def _run_length(self, group: FrameGroup) -> int:
+        """Groups that a decoder with a memory is given at a time, from one like ``group`` on: a shot's first alone, where it
+        does not take its tiles in turn (``DecodePlan.turn``)."""
+        turn = min(self.chunk, getattr(self.model.decoder, "plan", DecodePlan()).turn)
+        return turn or (1 if group.first else self._at_once(group))
+
     def _one_step(self, z_l: Tensor, shot: int, poll: Poll | None, tally: Tally | None) -> Tensor:
         """z_H of a chunk of the shot that begins with frame ``shot``; large frames in tiles."""
         config = self.model.config
@@ -304,14 +312,36 @@ class Upscaler:
         self, groups: Sequence[FrameGroup], z_h: Tensor, color: ColorCorrector, state: DecoderState | None
     ) -> Tensor:
         """Finished frames ``(n, out_h, out_w, 3)`` of groups that follow each other, where the model is."""
-        geometry = self.geometry(*groups[0].frames.shape[1:3])
         pixels = self._pixels(groups)
         narrow = pixels.to(z_h.dtype)
         decoded = self.model.decode(z_h, narrow, first=groups[0].first, state=state)
+        return self._finished(groups, pixels, narrow, decoded, color, len(groups) if state is None else 1)
+
+    def _decode_run(
+        self, groups: Sequence[FrameGroup], z_h: Tensor, color: ColorCorrector, state: DecoderState, poll: Poll | None
+    ) -> Iterator[Tensor]:
+        """The same for some of the groups after the other; decoded in one go."""
+        at_once = self._at_once(groups[0])
+        if len(groups) <= at_once:
+            yield self._decode(groups, z_h, color, state)
+            return
+        decoded, at = self.model.decode_ahead(z_h, state, poll), 0
+        for start in range(0, len(groups), at_once):
+            some = groups[start : start + at_once]
+            pixels = self._pixels(some)
+            given, at = decoded[:, :, at : at + pixels.shape[2]], at + pixels.shape[2]
+            yield self._finished(some, pixels, pixels.to(z_h.dtype), given, color, 1)
+
+    def _finished(
+        self, groups: Sequence[FrameGroup], pixels: Tensor, narrow: Tensor, decoded: Tensor, color: ColorCorrector,
+        at_once: int,
+    ) -> Tensor:  # fmt: skip
+        """``decoded`` in the groups' colours, cropped; ``narrow`` is ``pixels`` in the model's numbers."""
+        geometry = self.geometry(*groups[0].frames.shape[1:3])
         # What the number format took from the input comes back: bf16 alone bands in 10 bits. In fp32, as ``pixels``.
         sr = (pixels - narrow).add_(decoded)
         del narrow, decoded
         count = sum(group.count for group in groups)  # only the last one may be filled up
         sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
-        at_once = len(groups) if state is None else 1  # beside a state, which is large, working memory is a frame's
+        # Beside a state, which is large, ``at_once`` is 1: working memory is a frame's.
         return color.correct(to_unit_range(sr), to_unit_range(reference), at_once)

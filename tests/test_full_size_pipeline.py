@@ -122,17 +122,34 @@ def test_latent_frames_that_are_decoded_together_give_the_same(frames: int, plan
     assert (torch.cat(found) - expected).abs().max() < CLOSE
 
 
+@pytest.mark.parametrize(("frames", "restart"), [(1, None), (5, 8), (22, None), (30, 8)])
+def test_tiles_in_turn_give_the_same(frames: int, restart: int | None) -> None:
+    model, lr = random_model(), clip(frames, 20, 40)
+    settings, polls = replace(PLAIN, chunk_frames=13, chunk_overlap=1, restart_frames=restart), []
+    expected = Upscaler(model, ROUTING, settings).upscale(lr)
+    model.decoder.plan = DecodePlan(  # type: ignore[assignment]
+        16, frames=4, keep_on=torch.device("cpu"), latents=2, turn=9, resident=1
+    )
+    upscaler = Upscaler(model, ROUTING, settings)
+    found = list(upscaler.stream(iter(lr), len(lr), poll=lambda: polls.append(1)))
+    assert max(len(part) for part in found) <= 8  # finished by two latent frames, though decoded by four
+    assert (torch.cat(found) - expected).abs().max() < CLOSE
+    assert frames < 22 or len(polls) > 2 * 2 * len(found)
+
+
 def parts(upscaler: Upscaler, frames: Tensor, start: Position) -> list[Part]:
     return list(upscaler.parts(iter(frames[upscaler.first_needed(start) :]), start))
 
 
 @pytest.mark.parametrize("color", [ColorMethod.NONE, ColorMethod.LAB])
-@pytest.mark.parametrize(("chunk", "overlap", "restart", "latents"), [(5, 0, 8, 1), (9, 1, 10, 2), (13, 2, 1, 3)])
+@pytest.mark.parametrize(
+    ("chunk", "overlap", "restart", "latents"), [(5, 0, 8, 1), (9, 1, 10, 2), (13, 2, 1, 3), (9, 1, 10, -3)]
+)
 def test_from_any_restartable_part_on_a_stream_gives_the_same(
     chunk: int, overlap: int, restart: int, latents: int, color: ColorMethod
 ) -> None:
     model, frames = random_model(), 0.1 * clip(46)
-    model.decoder.plan = DecodePlan(latents=latents)  # type: ignore[assignment]
+    model.decoder.plan = DecodePlan(latents=max(1, latents), turn=max(0, -latents))  # type: ignore[assignment]
     frames[:25] += torch.linspace(0, 0.8, 32)[:, None]
     frames[25:] += torch.linspace(0.9, 0, 16)[:, None, None]  # a cut
     settings = replace(PLAIN, chunk_frames=chunk, chunk_overlap=overlap, scene_cuts=True, color=color)

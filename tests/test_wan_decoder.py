@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from oasis_core.checkpoints.decoder import ENCODER, fill, load_decoder, shapes_of
 from oasis_core.checkpoints.match import Naming
 from oasis_core.checkpoints.vae_names import DIFFUSERS, ORIGINAL
-from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder
+from oasis_core.memory import decoder_traffic
+from oasis_core.model.decoders import DecodePlan, DecoderState, WanDecoder, streaming
 from oasis_core.model.vae_config import LATENT_MEAN, LATENT_STD, WanDecoderConfig
 
 TOLERANCE = 1e-4
@@ -135,6 +137,64 @@ def test_tiles_are_exact(tile: int, frames: int) -> None:
     state = DecoderState()
     tiled = torch.cat([decoder(piece, state) for piece in z.split((2, 1), dim=2)], dim=2)
     assert (tiled - whole).abs().max() < STREAMED * whole.std()
+
+
+@pytest.mark.parametrize(
+    ("tile", "latents", "frames", "resident"), [(24, 1, 4, 0), (32, 2, 4, 2), (32, 3, 2, 0), (0, 2, 4, 0)]
+)
+@torch.inference_mode()
+def test_tiles_in_turn_are_exact_however_latent_frames_come(
+    tile: int, latents: int, frames: int, resident: int
+) -> None:
+    decoder, z = random_decoder(SMALL), latent(SMALL, 5, 5, 4)
+    whole = decoder(z)
+    decoder.plan = DecodePlan(
+        tile, frames=frames, keep_on=torch.device("cpu"), latents=latents, turn=4, resident=resident
+    )
+    for split in ((5,), (2, 3), (1, 4)):
+        state = DecoderState()
+        tiled = torch.cat([decoder(piece, state) for piece in z.split(split, dim=2)], dim=2)
+        assert (tiled - whole).abs().max() < STREAMED * whole.std(), split
+        assert not any(held.inputs for held in state.waiting.values())  # bounded by what one call brings
+
+
+@pytest.mark.parametrize(("turn", "resident"), [(0, 0), (4, 0), (4, 3)])
+@torch.inference_mode()
+def test_what_crosses_between_devices_is_predicted(turn: int, resident: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a stream: a past comes and goes once a turn, not once a call."""
+    count, real = 0, streaming.moved
+
+    def moved(x: Tensor, *rest: Any) -> Tensor:
+        nonlocal count
+        count += x.nbytes
+        return real(x, *rest)
+
+    monkeypatch.setattr(streaming, "moved", moved)
+    decoder, z = random_decoder(SMALL), latent(SMALL, 6, 8, 12)
+    decoder.plan = DecodePlan(48, frames=4, keep_on=torch.device("cpu"), turn=turn, resident=resident)
+    state = DecoderState()
+    decoder(z[:, :, :2], state)  # the first latent frame leaves no past where frames become two
+    count = 0
+    for piece in z[:, :, 2:].split(turn or 1, dim=2):
+        decoder(piece, state)
+    assert count == pytest.approx(decoder_traffic(SMALL, 64, 96, 4, decoder.plan, 4), rel=0.01)
+    once_a_call = decoder_traffic(SMALL, 64, 96, 4, replace(decoder.plan, turn=0, resident=0), 4)
+    assert (count < 0.45 * once_a_call) == (turn > 0)
+
+
+@torch.inference_mode()
+def test_a_poll_between_tiles_ends_the_work() -> None:
+    decoder, polls = random_decoder(SMALL), 0
+    decoder.plan = DecodePlan(32, keep_on=torch.device("cpu"), turn=3)
+
+    def poll() -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 6:  # after three latent frames at the cut, amid the tiles
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        decoder(latent(SMALL, 3, 8, 8), None, poll)
 
 
 def seam_error(decoder: WanDecoder, z: Tensor, tile: int, halo: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..patchify import replicate_first, unshuffle_groups_last
 from ..routing.spec import RoutingSpec
 from .config import OasisConfig, PixelDecoderConfig
-from .decoders import DecoderState, MissingDecoder, PixelDecoder
+from .decoders import DecoderState, MissingDecoder, PixelDecoder, WanDecoder
 from .dit import Decider, DiT
 
 
@@ -111,6 +111,15 @@ class OasisModel(nn.Module):
         if self.decoder.residual:
             z_h = z_h - self.encode(whole, first=False)
         return self.decoder(z_h, whole)[:, :, whole.shape[2] - pixels.shape[2] :]
+
+    def decode_ahead(self, z_h: Tensor, state: DecoderState, poll: Callable[[], None] | None) -> Tensor:
+        """``decode`` by a decoder that plans its work itself (``WanDecoder``), and needs no low-quality pixels.
+
+        ``poll``: called before each piece of that work.
+        """
+        assert isinstance(self.decoder, WanDecoder)
+        pixels: Tensor = self.decoder(z_h, state, poll)
+        return pixels
 
     def forward(self, pixels: Tensor, routing: RoutingSpec, timestep: Tensor | None = None) -> Tensor:
         """Restored pixels of a whole clip ``(B, 3, T, H, W)`` in [-1, 1]: training's path; ``pipeline`` streams.

@@ -8,6 +8,7 @@ Written from https://github.com/Wan-Video/Wan2.1/blob/7c81b2f/wan/modules/vae.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count
 
 import torch
@@ -15,13 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...plan import Span
+from ...progress import Poll
 from ..vae_config import WanDecoderConfig
-from .streaming import COARSE, DecodePlan, DecoderState, Past
+from .streaming import COARSE, DecodePlan, DecoderState, Held, Past
 from .wan_layers import CausalConv, FrameAttention, Norm, ResidualBlock, Upsample, identity
 from .wan_stream import Stream, convolved, enlarged, streams, through
 
 BLOCKS = 3
 """Residual blocks of a stage."""
+
+
+def _nothing() -> None:
+    """A poll where nobody asks."""
 
 
 class WanDecoder(nn.Module):
@@ -57,10 +63,13 @@ class WanDecoder(nn.Module):
             if isinstance(layer, Upsample) and not layer.folded:
                 layer.fold()
 
-    def forward(self, z: Tensor, state: DecoderState | None = None) -> Tensor:
+    def forward(self, z: Tensor, state: DecoderState | None = None, poll: Poll | None = None) -> Tensor:
         """Pixels ``(B, 3, T, 8h, 8w)`` of latents ``(B, C, t, h, w)``, not clamped.
 
         T is 4t; 4t - 3 where ``state`` is new, or None: the first latent frame is one frame.
+
+        Args:
+            poll: called before each piece of work; where it raises, ``state`` is good for nothing.
 
         Raises:
             ValueError: latents of another number of channels, or a state of frames of another size.
@@ -73,24 +82,60 @@ class WanDecoder(nn.Module):
             raise ValueError(
                 f"latent is {tuple(z.shape)}, but the stream's frames are {tuple(known.shape[2:4])}; begin a new state"
             )
-        if state.whole.first and z.shape[2] > 1 and streams(self.post_quant.weight):
-            # The stream's first frame is alone; all others come in fours.
-            return torch.cat([self(z[:, :, :1], state), self(z[:, :, 1:], state)], dim=2)
-        if self.plan.keep_on is not None:
-            state.whole.move(z.device)
-        x = self._small_stages(self._normalised(z), state.whole)
-        if self.plan.keep_on is not None:
-            state.whole.move(self.plan.keep_on)
-        state.whole.first = False
-        tiles = self._tiles(x.shape[2], x.shape[3])
-        if len(tiles) == 1:
-            return self._tile(x, *tiles[0], state.tiles.setdefault(tiles[0], Past()))
-        out = x.new_empty(x.shape[0], 3, x.shape[1], x.shape[2] * COARSE, x.shape[3] * COARSE)
-        for rows, columns in tiles:
-            piece = self._tile(x, rows, columns, state.tiles.setdefault((rows, columns), Past()))
-            y, c = rows.times(COARSE), columns.times(COARSE)
-            out[..., y.start : y.stop, c.start : c.stop] = piece
+        poll = poll or _nothing
+        frames = 4 * z.shape[2] - 3 * state.whole.first
+        tiles = [(r, c) for r in self.plan.spans(2 * z.shape[3]) for c in self.plan.spans(2 * z.shape[4])]
+        features = self._at_the_cut(z, state, tiles, poll)
+        if self.plan.keep_on is None and len(tiles) == len(features) == 1 and (self.plan.frames or frames) >= frames:
+            (piece,) = self._tile(features, tiles[0], z.device, state, poll)
+            return piece
+        out: Tensor | None = None  # where there are gradients, they flow through what is written into it
+        for number, tile in enumerate(tiles):
+            past, at = state.tiles.setdefault(tile, Past()), 0
+            waits = self.plan.keep_on is not None and number >= self.plan.resident
+            if waits:
+                past.move(z.device)
+            last = features if tile is tiles[-1] else list(features)  # the last one takes them away
+            y, c = (span.times(COARSE) for span in tile)
+            for piece in self._tile(last, tile, z.device, state, poll):
+                if out is None:
+                    out = piece.new_empty(*z.shape[:1], 3, frames, 8 * z.shape[3], 8 * z.shape[4])
+                out[:, :, at : at + piece.shape[2], y.start : y.stop, c.start : c.stop] = piece
+                at += piece.shape[2]
+                del piece
+            if waits:
+                assert self.plan.keep_on is not None
+                past.move(self.plan.keep_on)
+        assert out is not None
         return out
+
+    def _at_the_cut(
+        self, z: Tensor, state: DecoderState, tiles: list[tuple[Span, Span]], poll: Poll
+    ) -> list[Tensor | None]:
+        """``(B, T, 2h, 2w, 4 width)`` of some latent frames each, in the order of time; None: they wait in ``state``."""
+        keep_on, features = self.plan.keep_on, list[Tensor | None]()
+        away = keep_on is not None and self.plan.turn > 0
+        if keep_on is not None:
+            state.whole.move(z.device)
+        for number, some in enumerate(self._pieces(z, state.whole.first)):
+            poll()
+            x = self._small_stages(self._normalised(some), state.whole)
+            state.whole.first = False
+            for tile in tiles if away else ():
+                assert keep_on is not None
+                state.waiting.setdefault(tile, Held()).put(number, self._seen(x, tile).contiguous(), keep_on)
+            features.append(None if away else x)
+            del x
+        if keep_on is not None:
+            state.whole.move(keep_on)
+        return features
+
+    def _pieces(self, z: Tensor, first: bool) -> list[Tensor]:
+        """Latent frames that go through the stages together."""
+        alone = z.shape[2] > 1 and first and (self.plan.turn > 0 or streams(self.post_quant.weight))
+        # The stream's first frame is alone; all others come in fours.
+        rest = z[:, :, 1:] if alone else z
+        return [*([z[:, :, :1]] if alone else []), *rest.split(self.plan.latents if self.plan.turn else z.shape[2], 2)]
 
     def _normalised(self, z: Tensor) -> Tensor:
         """``(B, t, h, w, C)``: mean and deviation restored and the first 1x1 convolution, in one."""
@@ -108,45 +153,47 @@ class WanDecoder(nn.Module):
         return F.linear(z.movedim(1, -1).to(weight.dtype), weight, bias)
 
     def _small_stages(self, x: Tensor, past: Past) -> Tensor:
-        """``(B, T, 2h, 2w, 4 width)``: all frames, at a quarter of the output's resolution."""
+        """``(B, T, 2h, 2w, 4 width)``: every second frame, at a quarter of the output's resolution."""
         x, layers = self.conv_in(x, past), (*self.mid, *self.up[: self.last_whole])
         if streams(x):
             x = through(layers, Stream.of(x), past).whole()
         else:
             for layer in layers:
                 x = layer(x, past)
-        second = self.up[self.last_whole]
-        assert isinstance(second, Upsample)
-        return second.more_frames(x, past)
+        return x
 
-    def _tiles(self, height: int, width: int) -> list[tuple[Span, Span]]:
-        """Rows and columns of tiles without overlap, at the cut's resolution."""
-        side = -(-self.plan.tile // COARSE) or max(height, width)
-        rows, columns = ([Span(s, min(s + side, size)) for s in range(0, size, side)] for size in (height, width))
-        return [(r, c) for r in rows for c in columns]
+    def _seen(self, x: Tensor, tile: tuple[Span, Span]) -> Tensor:
+        """The tile of ``(B, T, 2h, 2w, C)``, with its halo."""
+        rows, columns = (self._with_halo(span, size) for span, size in zip(tile, x.shape[2:4], strict=True))
+        return x[:, :, rows.start : rows.stop, columns.start : columns.stop]
 
-    def _tile(self, x: Tensor, rows: Span, columns: Span, past: Past) -> Tensor:
-        """Pixels of one tile, its halo cut off."""
+    def _with_halo(self, span: Span, size: int) -> Span:
         halo = -(-self.plan.halo // COARSE)
-        (top, bottom), (left, right) = (
-            (max(0, s.start - halo), min(size, s.stop + halo))
-            for s, size in zip((rows, columns), x.shape[2:4], strict=True)
-        )
-        y = Span(rows.start - top, rows.stop - top).times(COARSE)
-        c = Span(columns.start - left, columns.stop - left).times(COARSE)
-        if self.plan.keep_on is not None:
-            past.move(x.device)
-        pieces = []
-        at_once = self.plan.frames or x.shape[1]
-        for start in range(0, x.shape[1], at_once):
-            piece = self._large_stages(x[:, start : start + at_once, top:bottom, left:right], past)
-            pieces.append(piece[:, :, y.start : y.stop, c.start : c.stop])
-        if self.plan.keep_on is not None:
-            past.move(self.plan.keep_on)
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)).movedim(-1, 1)
+        return Span(max(0, span.start - halo), min(size, span.stop + halo))
+
+    def _tile(
+        self, features: list[Tensor | None], tile: tuple[Span, Span], device: torch.device, state: DecoderState, poll: Poll
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Pixels ``(B, 3, T, height, width)`` of one tile, some frames each, its halo cut off; ``features`` is emptied."""
+        past, second = state.tiles.setdefault(tile, Past()), self.up[self.last_whole]
+        assert isinstance(second, Upsample)
+        halo = -(-self.plan.halo // COARSE)
+        y, c = (Span(min(halo, s.start), min(halo, s.start) + s.size).times(COARSE) for s in tile)
+        for number in range(len(features)):
+            poll()
+            whole = features.pop(0)
+            x = state.waiting[tile].take(number, device) if whole is None else self._seen(whole, tile)
+            del whole
+            x = second.more_frames(x, past)
+            past.first = False
+            for part in x.split(self.plan.frames or x.shape[1], dim=1):
+                piece = self._large_stages(part, past)
+                yield piece[:, :, y.start : y.stop, c.start : c.stop].movedim(-1, 1)
+                del piece
+            del x, part
 
     def _large_stages(self, x: Tensor, past: Past) -> Tensor:
-        """``(B, T, 2h, 2w, 4 width)`` -> pixels ``(B, T, 8h, 8w, 3)``."""
+        """``(B, T, 2h, 2w, 4 width)``, all frames -> pixels ``(B, T, 8h, 8w, 3)``."""
         second = self.up[self.last_whole]
         assert isinstance(second, Upsample)
         layers = self.up[self.last_whole + 1 :]
