@@ -29,9 +29,9 @@ from random_models import save_full_shape
 
 from oasis_core.checkpoints import EMBEDDED
 from oasis_core.engines.film import FilmRequest
+from oasis_core.engines.orders import Source, WorkerSettings
 from oasis_core.engines.ray_job import upscale_on_ray
 from oasis_core.engines.told import RaySettings
-from oasis_core.engines.worker import Source, WorkerSettings
 from oasis_core.pipeline import UpscaleSettings
 from oasis_core.video_io import WriterSettings
 from oasis_core.video_job import JobSettings

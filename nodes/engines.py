@@ -7,9 +7,9 @@ from pathlib import Path
 import comfy.model_management as mm
 
 from ..oasis_core.device import FP8
+from ..oasis_core.engines.orders import WorkerSettings
 from ..oasis_core.engines.ray_process import RayRequest, upscale_in_process
 from ..oasis_core.engines.told import RaySettings
-from ..oasis_core.engines.worker import WorkerSettings
 from ..oasis_core.pipeline import Upscaler
 from ..oasis_core.video_io import VideoReader, WriterSettings
 from ..oasis_core.video_job import Done, JobSettings, upscale_video

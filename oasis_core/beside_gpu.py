@@ -19,7 +19,7 @@ THREADS = 1
 they do by themselves, 1.2 with two that sleep soon (``openmp``), 0.6 with one."""
 INTERVAL = 0.0005
 """Seconds after which Python's lock is asked for, at most; Python's own 0.005. A job on two cores whose model is 150 small calls
-a frame: 5.7 ms a frame instead of 6.9; 0.0001 gave no more."""
+a frame: 5.7 ms a frame instead of 6.9; 0.0001 gave no more (one run each, on a machine with other work)."""
 
 
 class _Usual:

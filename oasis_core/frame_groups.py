@@ -38,7 +38,7 @@ def frame_groups(frames: Iterable[Tensor], factor: int, *, begins_shot: bool = T
             continue
         held.append(frame)
         if len(held) == factor:
-            yield FrameGroup(torch.stack(held), factor, first=False)
+            yield FrameGroup(frame[None] if factor == 1 else torch.stack(held), factor, first=False)
             held = []
     if held:
         filled = held + held[-1:] * (factor - len(held))

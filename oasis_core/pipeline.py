@@ -36,7 +36,7 @@ from .routing.auto import AutoRouting, ShotRoutings
 from .routing.spec import RoutingSpec
 from .scene_cuts import SceneCutDetector
 from .settings import CHUNK_OVERLAP, DEFAULT_FIDELITY, UpscaleSettings
-from .transfer import sent
+from .transfer import sent_together
 
 
 class Upscaler:
@@ -262,9 +262,8 @@ class Upscaler:
 
     def _pixels(self, groups: Sequence[FrameGroup]) -> Tensor:
         """The groups' frames on the target grid, fp32 ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
-        frames = groups[0].frames if len(groups) == 1 else torch.cat([group.frames for group in groups])
-        device = self.model.project.weight.device
-        return upsample_and_pad(sent(frames, device).float().clamp(0, 1), self.geometry(*frames.shape[1:3]))
+        frames = sent_together([group.frames for group in groups], self.model.project.weight.device)
+        return upsample_and_pad(frames.float().clamp(0, 1), self.geometry(*frames.shape[1:3]))
 
     def _at_once(self, group: FrameGroup) -> int:
         """Groups of that size in one call."""

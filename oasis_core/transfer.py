@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,15 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or x.is_cuda:
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
+
+def sent_together(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The parts, of one shape but for the first dimension and along it, on ``device``; put together in pinned memory."""
+    if len(parts) == 1 or device.type != "cuda" or parts[0].is_cuda:
+        return sent(parts[0] if len(parts) == 1 else torch.cat(list(parts)), device)
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    host = torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(list(parts), out=host).to(device, non_blocking=True)
 
 
 def fetched(x: Tensor) -> Callable[[], Tensor]:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from ..engines.film import FilmRequest
+from ..engines.orders import Source, WorkerSettings
 from ..engines.ray_job import upscale_on_ray
 from ..engines.told import RaySettings, Result, WorkerState
-from ..engines.worker import Source, WorkerSettings
 from .job import INCOMPLETE, Job, routing_text, tell
 from .shown import shown
 

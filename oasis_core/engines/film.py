@@ -22,9 +22,9 @@ from ..routing.spec import RoutingSpec
 from ..video_io import WriterSettings
 from ..video_job import Done, JobSettings
 from .far_files import Shared
+from .orders import Order, Source, WorkerFacts
 from .times import Spent, Times
 from .warming import Rehearsal
-from .worker import Order, Source, WorkerFacts
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from ..openmp import spinning
 from ..routing.spec import RoutingSpec
 from .cluster import Room
 from .far_files import bring
+from .orders import Advance, Order, Outcome, WorkerFacts, WorkerSettings
 from .schedule import Attempt
 from .warming import Rehearsal
-from .worker import Advance, Order, Outcome, SegmentWorker, WorkerFacts, WorkerSettings
+from .worker import SegmentWorker
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,12 @@ from .cluster import connected, room
 from .deciding import held
 from .far_files import files_to_serve, serve
 from .film import Film, FilmRequest, sized_for
+from .orders import Outcome, WorkerSettings
 from .pool import Event, Pool, Slot
 from .scanning import ScanEnd, Scanning
 from .schedule import Attempt, Failure, Key, Schedule
 from .told import RaySettings, Result, Watch, WorkerState, one_line
-from .worker import DISK, Outcome, SegmentWorker, WorkerSettings
+from .worker import DISK, SegmentWorker
 
 log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from ..video_io import Deinterlace, WriterSettings
 from ..video_job import Done, JobSettings
 from .cluster import why_not
 from .film import FilmRequest
+from .orders import Source, WorkerSettings
 from .ray_job import upscale_on_ray
 from .told import RaySettings
-from .worker import Source, WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where the package lies: the child and its workers import the same."""

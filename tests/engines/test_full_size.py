@@ -15,9 +15,10 @@ from oasis_core.checkpoints.read import load_checkpoint
 from oasis_core.cli import main
 from oasis_core.engines import cluster
 from oasis_core.engines.film import FilmRequest
+from oasis_core.engines.orders import Order, Outcome, Source, WorkerSettings
 from oasis_core.engines.ray_job import upscale_on_ray
 from oasis_core.engines.told import RaySettings
-from oasis_core.engines.worker import Order, Outcome, SegmentWorker, Source, WorkerSettings
+from oasis_core.engines.worker import SegmentWorker
 from oasis_core.jobs.fit import WAN_PLANS, fit
 from oasis_core.jobs.folder import JobFolder
 from oasis_core.jobs.manifest import Manifest

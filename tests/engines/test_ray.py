@@ -13,9 +13,10 @@ from oasis_core.cli import main
 from oasis_core.engines import cluster
 from oasis_core.engines.cluster import room
 from oasis_core.engines.film import FilmRequest
+from oasis_core.engines.orders import Order, Outcome, Source, WorkerSettings
 from oasis_core.engines.ray_job import upscale_on_ray
 from oasis_core.engines.told import RaySettings, Result, WorkerState
-from oasis_core.engines.worker import Order, Outcome, SegmentWorker, Source, WorkerSettings
+from oasis_core.engines.worker import SegmentWorker
 from oasis_core.jobs.folder import job_path, read_manifest
 from oasis_core.pipeline import UpscaleSettings
 from oasis_core.video_io import WriterSettings

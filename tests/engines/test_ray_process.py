@@ -9,9 +9,9 @@ import pytest
 
 from oasis_core.cli import main
 from oasis_core.engines import cluster
+from oasis_core.engines.orders import WorkerSettings
 from oasis_core.engines.ray_process import RayRequest, upscale_in_process
 from oasis_core.engines.told import RaySettings
-from oasis_core.engines.worker import WorkerSettings
 from oasis_core.jobs.folder import job_path, read_manifest
 from oasis_core.pipeline import UpscaleSettings
 from oasis_core.video_io import Deinterlace, WriterSettings

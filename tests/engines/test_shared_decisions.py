@@ -17,10 +17,11 @@ from oasis_core.cli import main
 from oasis_core.engines import cluster
 from oasis_core.engines.deciding import PATIENCE, held
 from oasis_core.engines.film import FilmRequest
+from oasis_core.engines.orders import Order, Outcome, Source, WorkerSettings
 from oasis_core.engines.ray_job import upscale_on_ray
 from oasis_core.engines.schedule import Failure, Key, Schedule
 from oasis_core.engines.told import RaySettings, Result
-from oasis_core.engines.worker import Order, Outcome, SegmentWorker, Source, WorkerSettings
+from oasis_core.engines.worker import SegmentWorker
 from oasis_core.jobs.folder import JobFolder, job_path, read_manifest
 from oasis_core.jobs.manifest import Manifest
 from oasis_core.jobs.scan import SegmentTask

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from oasis_core.engines.far_files import Shared
+from oasis_core.engines.orders import Order, Source, WorkerSettings
 from oasis_core.engines.schedule import Failure
 from oasis_core.engines.warming import Rehearsal, rehearse
-from oasis_core.engines.worker import Order, SegmentWorker, Source, WorkerSettings
+from oasis_core.engines.worker import SegmentWorker
 from oasis_core.jobs.scan import SegmentTask
 from oasis_core.jobs.segment_files import SegmentFile
 from oasis_core.jobs.segments import plan_segments
