@@ -94,7 +94,7 @@ def decoded_in_order(
     for run in _runs(restored, shot, at, start, every, at_once):
         if run.anew and recent:
             corrector, state = ColorCorrector(color), new_state()
-            _warm_up(recent, lambda groups, z_h, c=corrector, s=state: decode(groups, z_h, c, s), at_once)
+            _warm_up(recent, decode, corrector, state, at_once)
         if run.at >= start.frame:
             if poll is not None:
                 poll()
@@ -109,7 +109,7 @@ def decoded_in_order(
 
 
 def _warm_up(
-    recent: Iterable[tuple[FrameGroup, Tensor]], decode: Callable[[Sequence[FrameGroup], Tensor], Iterator[Tensor]],
+    recent: Iterable[tuple[FrameGroup, Tensor]], decode: Decode, corrector: ColorCorrector, state: DecoderState | None,
     at_once: AtOnce,
 ) -> None:  # fmt: skip
     """Decode what came before as if it began a shot, for the memory alone."""
@@ -117,7 +117,7 @@ def _warm_up(
     groups[0] = groups[0].last_frame()
     while groups:
         many = at_once(groups[0])
-        for _ in decode(groups[:many], torch.cat(latents[:many], dim=2)):
+        for _ in decode(groups[:many], torch.cat(latents[:many], dim=2), corrector, state):
             pass
         groups, latents = groups[many:], latents[many:]
 
