@@ -109,7 +109,7 @@ def decoded_in_order(
 
 
 def _warm_up(
-    recent: Iterable[tuple[FrameGroup, Tensor]], decode: Decode, corrector: ColorCorrector, state: DecoderState | None,
+    recent: Iterable[tuple[FrameGroup, Tensor]], decode: DecodeRun, corrector: ColorCorrector, state: DecoderState,
     at_once: AtOnce,
 ) -> None:  # fmt: skip
     """Decode what came before as if it began a shot, for the memory alone."""
