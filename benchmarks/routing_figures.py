@@ -60,11 +60,14 @@ def forced(results: Results, axes: Axes) -> None:
         axes.scatter([r["kl"] for r in rows], [r["change"] for r in rows], s=22, color=colour, label=label)
     axes.set(xlabel="KL of the head under the pattern (nats)", ylabel="change of the picture (dB)", xlim=(0, None))
     axes.set_title("One head forced to a pattern, all others global", fontsize=9)
-    axes.legend(fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
 
 
-def costs(results: Results, axes: Axes, key: str, label: str) -> None:
-    """Attention's cost against one score: chosen by KL, at random, all heads at one extent."""
+def costs(results: Results, axes: Axes, key: str, label: str, sides: dict[str, tuple[int, int]]) -> None:
+    """Attention's cost against one score: chosen by KL, at random, all heads at one extent.
+
+    ``sides``: on which side of its point an extent's name stands, in x and y; right of it and above where none is given.
+    """
     budgets = {k.removeprefix("budgets: "): v for k, v in results.items() if k.startswith("budgets: ")}
     extents = {k.removeprefix("windows: "): v for k, v in results.items() if k.startswith("windows: ")}
     chosen = [v for k, v in budgets.items() if k.endswith("%") or (k == "dense" and key != "change")]
@@ -75,10 +78,17 @@ def costs(results: Results, axes: Axes, key: str, label: str) -> None:
         return [100 * r["cost"] for r in rows], [r[key] for r in rows]
 
     axes.plot(*points(chosen), "o-", ms=4, label="least KL at a budget")
+    axes.plot(
+        *points([budgets["recipe's shares"]]), "D", ms=5, color="tab:blue", label="least KL at given shares of heads"
+    )
     axes.plot(*points(random), "x", ms=5, color="tab:red", label="the same patterns at random heads")
     axes.plot(*points(list(extents.values())), "s", ms=4, color="tab:green", label="all heads at one extent")
     for name, row in extents.items():
-        axes.annotate(name, (100 * row["cost"], row[key]), (3, 3), textcoords="offset points", fontsize=7)
+        dx, dy = sides.get(name, (1, 1))
+        axes.annotate(
+            name, (100 * row["cost"], row[key]), (4 * dx, 3 * dy), textcoords="offset points", fontsize=7,
+            ha="left" if dx > 0 else "right", va="bottom" if dy > 0 else "top",
+        )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
     axes.set(xlabel="attention's arithmetic (% of dense)", ylabel=label)
@@ -90,12 +100,24 @@ FIGURES = {
     "routing_stability.png": (stability, "stability", (6.4, 4.6)),
     "routing_forced.png": (forced, "forced", (5.2, 3.6)),
     "routing_change.png": (
-        partial(costs, key="change", label="change from the dense output (dB, less is closer)"),
+        partial(
+            costs,
+            key="change",
+            label="change from the dense output (dB, less is closer)",
+            sides=dict.fromkeys(
+                ("3x3x3", "1x5x5", "window", "5x5x5", "3x7x7", "3x9x9", "5x9x9", "3xallxall"), (-1, -1)
+            ),
+        ),
         "budgets: dense",
         (5.6, 4.2),
     ),
     "routing_stlpips.png": (
-        partial(costs, key="stlpips", label="ST-LPIPS to the ground truth (less is better)"),
+        partial(
+            costs,
+            key="stlpips",
+            label="ST-LPIPS to the ground truth (less is better)",
+            sides={"window": (-1, 1), "3x3x3": (-1, 1), "3x7x7": (1, -1), "3xallxall": (-1, 1)},
+        ),
         "budgets: dense",
         (5.6, 4.2),
     ),

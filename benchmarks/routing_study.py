@@ -47,7 +47,7 @@ RANDOM_AT = (0.1, 0.35)
 """Budgets whose patterns are given to random heads, too, ``SEEDS`` times."""
 SEEDS = 3
 RECIPE = (0.0125, 0.075)
-"""Shares of global and intra-frame heads in ``configs/oasis-tiny.toml``."""
+"""Shares of global and intra-frame heads in ``configs/oasis-tiny.toml`` until 2026-11-27; now 0 and 0.03."""
 THRESHOLDS = (0.1, 0.5, 1.0, 1.5)
 EXTENTS = "1x3x3,1x5x5,3x3x3,3x5x5,3x7x7,5x5x5,3x9x9,5x9x9,5x3x3,1xallxall,3xallxall"
 QUERIES = (32, 128, 256)
