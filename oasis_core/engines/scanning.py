@@ -63,9 +63,7 @@ class Scanning:
 
     def _run(self, films: dict[int, Film]) -> None:
         threads = torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # pictures made small: no work for more, which would wait for cores that encoders keep busy
+        torch.set_num_threads(1)  # pictures made small: more would wait for cores that encoders keep busy
         try:
             for number, film in films.items():
                 for found in _scan(film):

@@ -1,6 +1,6 @@
 """A job's kind of work on noise, before there is a segment: kernels are compiled and loaded, their plans chosen, graphs recorded.
 
-Probably most of the 8 to 14 seconds of a job that a second H100 did not halve (docs/ray.md). No frame of the job hangs on it.
+It keeps seconds of every worker out of the job's own time (docs/ray.md). No frame of the job hangs on it.
 """
 
 from __future__ import annotations
