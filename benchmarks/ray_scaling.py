@@ -14,6 +14,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import tempfile
@@ -34,6 +35,7 @@ from oasis_core.engines.ray_job import upscale_on_ray
 from oasis_core.engines.told import RaySettings
 from oasis_core.pipeline import UpscaleSettings
 from oasis_core.video_io import WriterSettings
+from oasis_core.video_io.encoders import PRESET
 from oasis_core.video_job import JobSettings
 
 
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[320, 180], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--scale", type=float, default=4.0)
     parser.add_argument("--segment", type=int, default=JobSettings().segment_frames, help="frames at which one ends")
+    parser.add_argument("--preset", help="of x264 (default: ours, medium)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ray_scaling.json")
     args = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
@@ -88,7 +91,11 @@ def main() -> None:
         for workers in args.workers:
             out, began = folder / f"{workers}.mp4", time.monotonic()
             [result] = upscale_on_ray(
-                [FilmRequest(Source(clip), out)], settings, WriterSettings(), job, RaySettings(None, workers)
+                [FilmRequest(Source(clip), out)],
+                settings,
+                WriterSettings(preset=args.preset),
+                job,
+                RaySettings(None, workers),
             )
             in_all = time.monotonic() - began
             if result.done is None or result.times is None:
@@ -118,6 +125,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(), "commit": commit, "device": "cpu" if args.cpu else device,
         "torch": torch.__version__, "model": "full shape, random" if args.full else args.model,
         "frames": args.frames, "size": args.size, "scale": args.scale, "segment": args.segment,
+        "cores": len(os.sched_getaffinity(0)), "preset": args.preset or PRESET,
         "same_packets": True, "results": results,
     }  # fmt: skip
     args.out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")

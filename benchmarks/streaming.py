@@ -56,7 +56,6 @@ from oasis_core.pipeline import Upscaler, UpscaleSettings
 from oasis_core.ready import ready
 from oasis_core.routing import RoutingSpec
 from oasis_core.video_io import VideoReader, VideoWriter, WriterSettings
-from oasis_core.video_io.encoders import CODECS
 from oasis_core.video_job import Done, JobSettings, upscale_video
 
 STATM = Path("/proc/self/statm")
@@ -172,7 +171,7 @@ def decoder_alone(clip: Path) -> dict[str, float | None]:
     }
 
 
-def encoder_alone(clip: Path, made: Path, segment: int) -> dict[str, float | None]:
+def encoder_alone(clip: Path, made: Path, segment: int, settings: WriterSettings) -> dict[str, float | None]:
     """Frames a second of the result, decoded beforehand: as one file, and as segments of a job's length."""
     with av.open(str(made)) as container:
         frames = list(islice(container.decode(video=0), ENCODED))
@@ -183,7 +182,7 @@ def encoder_alone(clip: Path, made: Path, segment: int) -> dict[str, float | Non
         spent = Spent()
         with spent.over():
             for begin in range(0, len(frames), length):
-                with VideoWriter(made.with_name("again.mp4"), *size, source, WriterSettings()) as writer:
+                with VideoWriter(made.with_name("again.mp4"), *size, source, settings) as writer:
                     for number, frame in enumerate(frames[begin : begin + length]):
                         frame.pict_type = av.video.frame.PictureType.NONE  # else the encoder repeats what it was
                         writer.add(frame, number * step + writer.first_pts)
@@ -221,18 +220,17 @@ def measure(case: Case, clip: Path) -> dict[str, float | None]:
         if STATM.exists() and done > len(resident) * 10:
             resident.append(resident_mib())
 
-    if case.preset:  # of this process
-        CODECS["h264"] = replace(CODECS["h264"], options=(("preset", case.preset),))
+    settings = WriterSettings(preset=case.preset or None)
     place, job = choose_device(case.device), JobSettings()
     checkpoint = load_checkpoint(Path(case.model), place, choose_dtype("auto", place))
-    settings = UpscaleSettings(scale=4.0 if case.real else 2.0)
-    upscaler = ready(checkpoint, checkpoint.routing, settings, "auto", False)
+    scale = UpscaleSettings(scale=4.0 if case.real else 2.0)
+    upscaler = ready(checkpoint, checkpoint.routing, scale, "auto", False)
     without = alone(upscaler, clip, case.frames)
     reader, made, spent = VideoReader(clip), clip.with_name("out.mp4"), Spent()
     needs = working_memory(upscaler, case.frames, reader.info.height, reader.info.width)
     needs += sum(p.numel() * p.element_size() for p in checkpoint.model.parameters())
     with GpuIdle(place) as idle, spent.over():
-        done = upscale_video(reader, made, upscaler, WriterSettings(), note, job=job)
+        done = upscale_video(reader, made, upscaler, settings, note, job=job)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     result = shares(done, spent) | without | {"peak_host_mib": round(peak, 1)}
     quarter = len(resident) // 4
@@ -243,7 +241,7 @@ def measure(case: Case, clip: Path) -> dict[str, float | None]:
         result["idle_share_of_the_gpu"] = idle.share
         result["predicted_device_mib"] = round(needs / 2**20, 1)
         result["peak_device_mib"] = round(torch.cuda.max_memory_allocated(place) / 2**20, 1)
-    return result | decoder_alone(clip) | encoder_alone(clip, made, job.segment_frames)
+    return result | decoder_alone(clip) | encoder_alone(clip, made, job.segment_frames, settings)
 
 
 def run(case: Case) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from ..oasis_core.jobs.begin_and_end import what_is_asked
 from ..oasis_core.jobs.estimate import clip_facts
 from ..oasis_core.jobs.fingerprint import hash_model
 from ..oasis_core.video_io import Deinterlace, VideoReader, WriterSettings
+from ..oasis_core.video_io.encoders import PRESET, PRESETS
 from ..oasis_core.video_job import JobSettings
 from .bar import Bar
 from .engines import ENGINES, THIS, upscale_by
@@ -84,6 +85,14 @@ class OasisUpscaleVideo(io.ComfyNode):
                     tooltip="For engine Ray address: HOST:PORT of the cluster, or auto for one that was started on this "
                     "machine (ray start). Whoever can reach that port can run programs on its machines.",
                 ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default=PRESET,
+                    optional=True,
+                    tooltip="The encoder's effort, for h264, h265 and av1; prores and ffv1 have none. Faster than medium: larger "
+                    "files, and sooner where the GPU waits for the encoder. Slower: smaller ones.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The saved video.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -101,9 +110,10 @@ class OasisUpscaleVideo(io.ComfyNode):
         deinterlace: str = REFUSE,
         engine: str = THIS,
         ray_address: str = "auto",
+        preset: str = PRESET,
         **settings: Any,
     ) -> io.NodeOutput:
-        writer = WriterSettings(codec, None if crf == BY_CODEC else crf)
+        writer = WriterSettings(codec, None if crf == BY_CODEC else crf, preset=None if preset == PRESET else preset)
         model, upscaler = model.ready(settings_of(**settings))
         source = source_file(video, Path(folder_paths.get_output_directory()))
         reader = VideoReader(source, deinterlace=None if deinterlace == REFUSE else Deinterlace.of(deinterlace))

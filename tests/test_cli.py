@@ -132,6 +132,8 @@ def test_bad_inputs(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[s
         ([clip, out, *good, "--color", "sepia"], "sepia"),
         ([clip, out, *good, "--codec", "h266"], "h266"),
         ([clip, out, *good, "--crf", "99"], "99"),
+        ([clip, out, *good, "--preset", "placebo"], "preset is 'placebo'; allowed: ultrafast, "),
+        ([clip, out, *good, "--codec", "prores", "--preset", "fast"], "has none"),
         ([clip, out, *good, "--fps", "30"], "30"),
         ([clip, out, "--model", model, "--device", "tpu"], "tpu"),
         ([clip, out, *good, "--dtype", "int3"], "int3"),

@@ -102,6 +102,16 @@ def test_colour_bars_survive_reading_and_writing(tmp_path: Path, matrix: int, fu
     assert (again.info.color.matrix, again.info.color.full_range) == (matrix, full == 2)
 
 
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1"])
+def test_the_encoder_is_given_its_preset(tmp_path: Path, codec: str) -> None:
+    source = make_clip(tmp_path / "in.mkv", moving(12).repeat_interleave(4, 1).repeat_interleave(4, 2))
+    made = dict[str | None, bytes]()
+    for preset in (None, "medium", "ultrafast", "veryslow"):
+        made[preset] = copy(source, tmp_path / f"{preset}.mp4", WriterSettings(codec, preset=preset)).path.read_bytes()
+    assert made[None] == made["medium"]
+    assert len({made["medium"], made["ultrafast"], made["veryslow"]}) == 3
+
+
 def test_ffv1_is_lossless(tmp_path: Path) -> None:
     frames = (torch.rand(3, 33, 35, 3, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
     info = probe(make_clip(tmp_path / "in.mp4", moving(3)))
@@ -227,7 +237,10 @@ def test_targets_are_refused_before_any_work(tmp_path: Path) -> None:
             VideoWriter(target, 64, 48, info, settings)
     with pytest.raises(ValueError, match="odd size"):
         VideoWriter(tmp_path / "out.mp4", 65, 65, info, WriterSettings("av1"))
-    for bad in ({"codec": "h266"}, {"crf": 99}, {"codec": "prores", "crf": 5}):
+    for bad in (
+        {"codec": "h266"}, {"crf": 99}, {"codec": "prores", "crf": 5}, {"preset": "placebo"},
+        {"codec": "ffv1", "preset": "fast"},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="allowed|must be|leave it out"):
             WriterSettings(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="frame rate"):

@@ -14,6 +14,7 @@ from ..color import ColorMethod
 from ..jobs.estimate import Estimate, Paces, estimate
 from ..pipeline import Upscaler, UpscaleSettings
 from ..video_io import CODECS, Deinterlace, VideoReader, WriterSettings
+from ..video_io.encoders import PRESET, PRESETS
 from ..video_io.writer import as_fraction
 from ..video_job import Done, JobSettings, upscale_video
 from . import on_ray, still
@@ -67,6 +68,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--codec", help=f"{', '.join(CODECS)} (default {WriterSettings.codec}; ffv1 and png are lossless)"
     )
     parser.add_argument("--crf", type=int, help="quality, lower is better (default: the codec's)")
+    parser.add_argument(
+        "--preset",
+        help=f"the encoder's effort, of h264, h265 and av1: {PRESETS[0]} to {PRESETS[-1]} (default {PRESET})",
+    )
     parser.add_argument("--depth", type=int, help="bits of a colour value: 8, 10 or 16 (default: as the input)")
     parser.add_argument(
         "--deinterlace",
@@ -115,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     fps = None if args.fps is None else as_fraction(args.fps)
     one_still = not args.batch and still.asks_for_still(args.input, args.output, args.codec)
     codec = still.CODEC if one_still else args.codec or WriterSettings.codec
-    writer = WriterSettings(codec, args.crf, args.depth)
+    writer = WriterSettings(codec, args.crf, args.depth, None if args.preset == PRESET else args.preset)
     keep = JobSettings(args.resume, args.segment)
     fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
     job = Job(

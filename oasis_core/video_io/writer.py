@@ -109,7 +109,8 @@ class VideoWriter:
 
     def _encoder_options(self) -> dict[str, str]:
         crf = self.settings.crf if self.settings.crf is not None else self.codec.crf
-        found = dict(self.codec.options) if crf is None else {**dict(self.codec.options), "crf": str(crf)}
+        asked = {"crf": None if crf is None else str(crf), "preset": self.settings.encoder_preset}
+        found = dict(self.codec.options) | {name: value for name, value in asked.items() if value is not None}
         for name, text in self.source.hdr10.parameters(self.settings.codec).items() if self.source.hdr10 else ():
             found[name] = f"{found[name]}:{text}" if name in found else text
         return found

@@ -168,6 +168,8 @@ def test_an_engine_without_an_address_is_one_clear_line(client: Any, loaded: dic
 
 
 def test_what_cannot_be_done_is_one_clear_line(client: Any, loaded: dict[str, Any]) -> None:
+    run = client.run({**loaded, "up": node("video", codec="ffv1", preset="fast")})
+    assert run.error == "preset is 'fast', but ffv1 has none; leave it out"
     run = client.run({**loaded, "up": node("video", codec="prores", crf=10)})
     assert run.end == "execution_error"
     assert run.error == "crf is 10, but prores has no such quality scale; leave it out"
