@@ -4,7 +4,7 @@
     python benchmarks/streaming.py --real 100 1000      # the bundled sample to and fro (320x180), x4, the model that ships
     python benchmarks/streaming.py --full 300           # the same clip, random weights in the shape of Wan2.1-1.3B
     python benchmarks/streaming.py --gpu                # as a GPU is measured: 100 and 1,000 real, 600 full, 10,000 tiny; two of
-                                                        # them once more with x264's fastest preset
+                                                        # them once more with x264's preset veryfast
 
 Each length is upscaled by a process of its own: reader, model and writer overlapped, segments joined at the end. Idle is told
 three ways: the share of the time in which the model's thread waited for reader or writer (and of that for the reader); of a GPU,
@@ -12,7 +12,7 @@ the share of time without a kernel (nvidia-smi, ten samples a second); and the s
 file. Whose fault it is: a GPU idles
 
 - for encoder or decoder where the model's thread waits. ``encoder_alone`` and ``decoder_alone`` are what they manage of the
-  same frames without a model, ``busy_share`` how long their threads worked in the job. "ultrafast" is the same job with an
+  same frames without a model, ``busy_share`` how long their threads worked in the job. "veryfast" is the same job with an
   encoder that costs next to nothing: what the pipeline itself lets through.
 - for the model's own thread where that is busy: ``model_thread_ms_a_frame``, beside the same without files. Its processor time
   tells work (and waiting for the GPU, which spins) from time in which it could not run: no core, or no lock of Python's.
@@ -61,8 +61,8 @@ from oasis_core.video_job import Done, JobSettings, upscale_video
 STATM = Path("/proc/self/statm")
 ALONE = 210
 """Frames from memory, at most: 15 chunks."""
-CHEAP = "ultrafast"
-"""x264's preset that costs least: a tenth of ours."""
+CHEAP = "veryfast"
+"""x264's preset for those who would not wait for the encoder (``oasis upscale --preset veryfast``)."""
 ENCODED = 240
 """Frames of the result that are encoded without a model, at most: two segments."""
 

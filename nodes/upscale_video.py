@@ -90,8 +90,8 @@ class OasisUpscaleVideo(io.ComfyNode):
                     options=list(PRESETS),
                     default=PRESET,
                     optional=True,
-                    tooltip="The encoder's effort, for h264, h265 and av1; prores and ffv1 have none. Faster than medium: larger "
-                    "files, and sooner where the GPU waits for the encoder. Slower: smaller ones.",
+                    tooltip="The encoder's effort, for h264, h265 and av1; prores and ffv1 have none. Faster than medium: a "
+                    "little worse or larger, and sooner where the GPU waits for the encoder. Slower: smaller files.",
                 ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The saved video.")],

@@ -59,7 +59,7 @@ class WriterSettings:
     depth: int | None = None
     """Bits of a colour value, 8, 10 or 16 (as the codec has them); None: 8 for sources of 8 bits, else at least 10."""
     preset: str | None = None
-    """One of ``PRESETS``, for h264, h265 and av1; None: medium. Faster ones make larger files sooner."""
+    """One of ``PRESETS``, for h264, h265 and av1; None: medium. Faster ones are a little worse or larger, and done sooner."""
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
