@@ -69,12 +69,12 @@ def parts(model: OasisModel, routing: RoutingSpec, clip: Tensor) -> dict[str, fl
 
     before, correct = model.dit.attention, ColorCorrector.correct
     upscaler = Upscaler(model, routing, UpscaleSettings(scene_cuts=False))
-    for name, method in (
-        ("upsample, twice", "_pixels"),
-        ("encode with upsampling", "_encode"),
-        ("transformer", "_one_step"),
+    for name, owner, method in (
+        ("upsample, twice", upscaler.ends, "pixels"),
+        ("encode with upsampling", upscaler.ends, "encode"),
+        ("transformer", upscaler, "_one_step"),
     ):
-        setattr(upscaler, method, timed(name, getattr(upscaler, method)))
+        setattr(owner, method, timed(name, getattr(owner, method)))
     model.dit.attention = Timed(seconds)
     model.decode = timed("decode", model.decode)  # type: ignore[method-assign]
     ColorCorrector.correct = timed("colour", correct)  # type: ignore[method-assign]

@@ -40,9 +40,9 @@ def stages(up: Upscaler, device: torch.device, rounds: int, clip: Tensor) -> dic
     model, dtype = up.model, up.model.project.weight.dtype
     at_once = up.latents(up.geometry(*clip.shape[1:3]))
     groups = [FrameGroup(frame[None], 1, first=number == 0) for number, frame in enumerate(clip[:at_once])]
-    pixels = up._pixels(groups)
+    pixels = up.ends.pixels(groups)
     narrow = pixels.to(dtype)
-    z = torch.cat([up._encode(groups[:1])] * len(clip), dim=2)
+    z = torch.cat([up.ends.encode(groups[:1])] * len(clip), dim=2)
     z_h = z[:, :, :at_once]
     decoded = model.decode(z_h, narrow)
     flat = decoded.float()[0].movedim(0, -1)
@@ -50,13 +50,13 @@ def stages(up: Upscaler, device: torch.device, rounds: int, clip: Tensor) -> dic
     routing = up.routing
     assert isinstance(routing, RoutingSpec)
     parts: dict[str, Callable[[], object]] = {
-        "upsample": lambda: up._pixels(groups),
+        "upsample": lambda: up.ends.pixels(groups),
         "encode": lambda: model.encode(narrow),
         "transformer": lambda: model.restore(z, routing, fidelity=up.fidelity),
         "decode": lambda: model.decode(z_h, narrow),
         "colour": lambda: corrector.correct(flat, flat, at_once),
         "to the host": flat.cpu,
-        "a frame's end": lambda: up._decode(groups, z_h, corrector, None),
+        "a frame's end": lambda: up.ends.decode(groups, z_h, corrector, None),
     }
     done = {name: milliseconds(work, device, rounds) for name, work in parts.items()}
     return {name: ms / (len(clip) if name == "transformer" else at_once) for name, ms in done.items()}

@@ -16,18 +16,17 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from .blend import TemporalCrossFade
-from .color import ColorCorrector
 from .decode_order import Part, Restored, decoded_each, decoded_in_order, warm_up_frames
+from .frame_ends import FrameEnds
 from .frame_groups import FrameGroup, by_shot, frame_groups
-from .geometry import Geometry, crop, plan_geometry, resize, to_unit_range, upsample_and_pad
+from .geometry import Geometry, resize
 from .heap import reused
 from .landing import kept, landed
 from .model import OasisModel
-from .model.decoders import DecodePlan, DecoderState, PixelDecoder
+from .model.decoders import DecoderState
 from .one_step import OneStep
 from .patchify import frame_count, latent_length
 from .plan import ChunkCursor, Position, Span, plan_calls, plan_tiles, warm_up_start
@@ -36,7 +35,6 @@ from .routing.auto import AutoRouting, ShotRoutings
 from .routing.spec import RoutingSpec
 from .scene_cuts import SceneCutDetector
 from .settings import CHUNK_OVERLAP, DEFAULT_FIDELITY, UpscaleSettings
-from .transfer import sent_together
 
 
 class Upscaler:
@@ -68,6 +66,7 @@ class Upscaler:
         self._step = OneStep(model, self.routing, self.fidelity)
         self.chunk = latent_length(settings.chunk_frames, model.config.unshuffle[0])
         """Latent frames in a chunk."""
+        self.ends = FrameEnds(model, settings, self.chunk)
         asked = settings.chunk_overlap
         if asked is not None and asked >= self.chunk:
             raise ValueError(
@@ -94,18 +93,11 @@ class Upscaler:
 
     def latents(self, geometry: Geometry, on: str | None = None) -> int:
         """Latent frames that are upsampled and decoded at a time. ``on``: the kind of device; None: where the model is."""
-        if not isinstance(self.model.decoder, PixelDecoder):
-            plan = getattr(self.model.decoder, "plan", None)
-            return 1 if plan is None else plan.latents
-        pixels = self.model.config.unshuffle[0] * geometry.pad_h * geometry.pad_w
-        return min(self.chunk, self.settings.drawn_at_once(pixels, on or self.model.project.weight.device.type))
+        return self.ends.latents(geometry, on)
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Sizes of this job for frames of ``height`` x ``width``. Raises ValueError where they cannot be had."""
-        s = self.settings
-        return plan_geometry(
-            height, width, scale=s.scale, width=s.width, height=s.height, multiple=self.model.config.pixel_multiple
-        )
+        return self.ends.geometry(height, width)
 
     def upscale(
         self,
@@ -218,13 +210,13 @@ class Upscaler:
                 restored = self._restored(groups, shot, poll, tally)
                 at, color = max(shot, begin), self.settings.color
                 if self.remembers:
-                    decode = partial(self._decode_run, poll=poll)
-                    every, many = self.restart_chunks, self._run_length
+                    decode = partial(self.ends.decode_run, poll=poll)
+                    every, many = self.restart_chunks, self.ends.run_length
                     yield from decoded_in_order(
                         restored, decode, color, shot, at, start, poll, DecoderState, every, many
                     )
                 else:
-                    yield from decoded_each(restored, self._decode, color, shot, at, start, poll, self._at_once)
+                    yield from decoded_each(restored, self.ends.decode, color, shot, at, start, poll, self.ends.at_once)
 
     def _restored(
         self, groups: Iterable[FrameGroup], shot: int, poll: Poll | None, tally: Tally | None
@@ -252,28 +244,9 @@ class Upscaler:
 
     def _encoded(self, groups: Sequence[FrameGroup], span: Span) -> list[Tensor]:
         """z_L ``(1, C, 1, h, w)`` of each of a shot's groups ``span``, with which ``groups`` begin."""
-        calls = plan_calls(span, self._at_once(groups[0]), self.chunk - self.chunk_overlap, self.chunk_overlap)
+        calls = plan_calls(span, self.ends.at_once(groups[0]), self.chunk - self.chunk_overlap, self.chunk_overlap)
         some = (groups[call.start - span.start : call.stop - span.start] for call in calls)
-        return [z_l for few in some for z_l in self._encode(few).split(1, dim=2)]
-
-    def _encode(self, groups: Sequence[FrameGroup]) -> Tensor:
-        """z_L ``(1, C, t, h, w)`` of groups that follow each other."""
-        return self.model.encode(self._pixels(groups).to(self.model.project.weight.dtype), groups[0].first)
-
-    def _pixels(self, groups: Sequence[FrameGroup]) -> Tensor:
-        """The groups' frames on the target grid, fp32 ``(1, 3, T, pad_h, pad_w)`` in [-1, 1] on the model's device."""
-        frames = sent_together([group.frames for group in groups], self.model.project.weight.device)
-        return upsample_and_pad(frames.float().clamp(0, 1), self.geometry(*frames.shape[1:3]))
-
-    def _at_once(self, group: FrameGroup) -> int:
-        """Groups of that size in one call."""
-        return self.latents(self.geometry(*group.frames.shape[1:3]))
-
-    def _run_length(self, group: FrameGroup) -> int:
-        """Groups that a decoder with a memory is given at a time, from one like ``group`` on: a shot's first alone, where it
-        does not take its tiles in turn (``DecodePlan.turn``)."""
-        turn = min(self.chunk, getattr(self.model.decoder, "plan", DecodePlan()).turn)
-        return turn or (1 if group.first else self._at_once(group))
+        return [z_l for few in some for z_l in self.ends.encode(few).split(1, dim=2)]
 
     def _one_step(self, z_l: Tensor, shot: int, poll: Poll | None, tally: Tally | None) -> Tensor:
         """z_H of a chunk of the shot that begins with frame ``shot``; large frames in tiles."""
@@ -306,41 +279,3 @@ class Upscaler:
     def tiling(self, height: int, width: int) -> tuple[int, int]:
         """Side and overlap of the tiles of a frame of ``height`` x ``width`` tokens, in tokens; side 0: one tile."""
         return self.settings.tiling(height, width, self.model.config.pixel_multiple[0])
-
-    def _decode(
-        self, groups: Sequence[FrameGroup], z_h: Tensor, color: ColorCorrector, state: DecoderState | None
-    ) -> Tensor:
-        """Finished frames ``(n, out_h, out_w, 3)`` of groups that follow each other, where the model is."""
-        pixels = self._pixels(groups)
-        narrow = pixels.to(z_h.dtype)
-        decoded = self.model.decode(z_h, narrow, first=groups[0].first, state=state)
-        return self._finished(groups, pixels, narrow, decoded, color, len(groups) if state is None else 1)
-
-    def _decode_run(
-        self, groups: Sequence[FrameGroup], z_h: Tensor, color: ColorCorrector, state: DecoderState, poll: Poll | None
-    ) -> Iterator[Tensor]:
-        """The same for some of the groups after the other; decoded in one go."""
-        at_once = self._at_once(groups[0])
-        if len(groups) <= at_once:
-            yield self._decode(groups, z_h, color, state)
-            return
-        decoded, at = self.model.decode_ahead(z_h, state, poll), 0
-        for start in range(0, len(groups), at_once):
-            some = groups[start : start + at_once]
-            pixels = self._pixels(some)
-            given, at = decoded[:, :, at : at + pixels.shape[2]], at + pixels.shape[2]
-            yield self._finished(some, pixels, pixels.to(z_h.dtype), given, color, 1)
-
-    def _finished(
-        self, groups: Sequence[FrameGroup], pixels: Tensor, narrow: Tensor, decoded: Tensor, color: ColorCorrector,
-        at_once: int,
-    ) -> Tensor:  # fmt: skip
-        """``decoded`` in the groups' colours, cropped; ``narrow`` is ``pixels`` in the model's numbers."""
-        geometry = self.geometry(*groups[0].frames.shape[1:3])
-        # What the number format took from the input comes back: bf16 alone bands in 10 bits. In fp32, as ``pixels``.
-        sr = (pixels - narrow).add_(decoded)
-        del narrow, decoded
-        count = sum(group.count for group in groups)  # only the last one may be filled up
-        sr, reference = (crop(rearrange(x[0], "c t h w -> t h w c"), geometry)[:count] for x in (sr, pixels))
-        # Beside a state, which is large, ``at_once`` is 1: working memory is a frame's.
-        return color.correct(to_unit_range(sr), to_unit_range(reference), at_once)

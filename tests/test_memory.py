@@ -244,7 +244,7 @@ def test_a_small_models_peak_is_predicted(size: tuple[int, int, int]) -> None:
     assert at_once == {45: 8, 68: 3, 135: 1}[rows]
     groups = [FrameGroup(torch.empty(1, 4 * rows, 4 * columns, 3, device="meta"), 1, False)] * at_once
     with Peak(model) as drawing:
-        upscaler._decode(groups, z_h[:, :, :at_once], ColorCorrector(ColorMethod.WAVELET), None)
+        upscaler.ends.decode(groups, z_h[:, :, :at_once], ColorCorrector(ColorMethod.WAVELET), None)
     counted = max(peak.peak + 2 * z.numel() * 2, drawing.peak + 3 * z.numel() * 2)  # z_L waits, and goes in
     counted += at_once * rows * columns * 16**2 * WAITING_BYTES
     print(f"counted {counted / GIB:.3f} GiB, predicted {predicted / GIB:.3f}")
@@ -266,13 +266,13 @@ def test_the_peak_of_drawing_frames_is_predicted(size: tuple[int, int], color: C
     z_h = torch.empty(1, 64, at_once, 90, 160, device="meta", dtype=torch.bfloat16)
     groups = [FrameGroup(torch.empty(1, *size, 3, device="meta"), 1, False)] * at_once
     with Peak(model) as peak:
-        upscaler._decode(groups, z_h, ColorCorrector(color), None)
+        upscaler.ends.decode(groups, z_h, ColorCorrector(color), None)
     predicted = working_memory(upscaler, at_once, *size) - 3 * z_h.numel() * 2
     predicted -= at_once * WAITING_BYTES * 720 * 1280
     print(f"{color.value}: counted {peak.peak / 2**20:.1f} MiB, predicted {predicted / 2**20:.1f}")
     assert 0.85 * predicted < peak.peak < 1.1 * predicted
     with Peak(model) as encoding:
-        upscaler._encode(groups)
+        upscaler.ends.encode(groups)
     assert encoding.peak < predicted
 
 
