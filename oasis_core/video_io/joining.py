@@ -13,6 +13,9 @@ import av
 
 from .writer import SEGMENT_CONTAINER, VideoWriter
 
+PACKETS_ALONE = {"codec_whitelist": "none"}
+"""Of the demuxer: no frame is decoded to find out what a stream holds (20 of the 23 ms that opening a segment took)."""
+
 
 def segment_suffix(codec: str) -> str:
     """Ending of a segment of that codec: NUT keeps any time base exactly, but holds no ProRes; images: none."""
@@ -78,7 +81,7 @@ def _packets(container: av.container.InputContainer) -> Iterator[av.Packet]:
 @contextmanager
 def _open(path: Path) -> Iterator[av.container.InputContainer]:
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=dict(PACKETS_ALONE)) as container:
             yield container
     except av.FFmpegError as e:
         raise OSError(f"{path} cannot be read ({e.strerror or e})") from None
