@@ -2,8 +2,8 @@
 
 Each is ``full_size.py`` in a process of its own (about three minutes in all on an H100): time by stage and whole of 33 frames of
 480x832, 720x1280 and 1088x1920 and 85 of 720x1280, a third of the heads each; 33 of 720x1280 dense; 33 of 1088x1920 without a
-limit, then planned for 8 and for 12 GiB, with the process held to that. Says of each peak how far it is from the prediction. Writes
-``results/full_size_runs.json``, run after run: what is done stays where a later one fails.
+limit, then planned for 8 and for 12 GiB, with the process held to that. Says of each peak how far it is from the prediction.
+Writes ``results/full_size_runs.json``, run after run: what is done stays where a later one fails.
 """
 
 from __future__ import annotations
