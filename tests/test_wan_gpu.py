@@ -42,7 +42,11 @@ def test_decoder_equals_the_cpu(name: str, fold: bool, monkeypatch: pytest.Monke
     if fold:
         decoder.fold()
     decoder = decoder.to("cuda", dtype)
-    for plan in (DecodePlan(), DecodePlan(64, frames=2, keep_on=torch.device("cpu"))):
+    host = torch.device("cpu")
+    for plan in (
+        DecodePlan(), DecodePlan(64, frames=2, keep_on=host),
+        DecodePlan(48, frames=4, keep_on=host, latents=2, turn=4, resident=1),
+    ):  # fmt: skip
         decoder.plan, state = plan, DecoderState()
         got = torch.cat([decoder(part.cuda().to(dtype), state) for part in z.split((1, 2, 1), dim=2)], dim=2)
         error = (got.float().cpu() - truth).abs()
