@@ -11,6 +11,9 @@ from torch import Tensor
 from .discriminator import FRAMES
 
 CHARBONNIER_EPS = 1e-3
+UNSEEN = 1e-3
+"""Standard deviation of noise, a quarter of a code value, whose power ``grid`` adds to both: a logarithm's gradient has no bound
+where there is little, and would drown all else while pictures are still smooth."""
 PERIODS = 4
 """Periods of ``grid`` that a crop must hold, to tell its frequencies from others."""
 CROP = 192
@@ -49,8 +52,9 @@ def _comb(frames: Tensor, period: int) -> Tensor:
     height, width = (size // (2 * period) * 2 * period for size in frames.shape[-2:])
     gray = frames[..., :height, :width].float().mean(1).flatten(0, 1)
     windows = [torch.hann_window(n, periodic=False, device=gray.device) for n in (height, width)]
-    flat = (gray - gray.mean((1, 2), keepdim=True)) * windows[0][:, None] * windows[1]
-    power = torch.fft.fft2(flat).abs().square() + 1e-6
+    window = windows[0][:, None] * windows[1]
+    flat = (gray - gray.mean((1, 2), keepdim=True)) * window
+    power = torch.fft.fft2(flat).abs().square() + UNSEEN**2 * window.square().sum()
     steps = height // period, width // period
     rows, columns = (torch.arange(period, device=gray.device) * step for step in steps)
 
