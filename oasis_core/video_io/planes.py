@@ -109,8 +109,9 @@ def make_rgb_frame(rgb: np.ndarray, pix_fmt: str) -> av.VideoFrame:
 
 def set_tags(frame: av.VideoFrame, tags: ColorTags) -> None:
     """Some encoders (ProRes, PNG) tell what the frame says, others what their context says."""
-    frame.color_range = FULL_RANGE if tags.full_range or not is_yuv(frame.format) else LIMITED_RANGE
-    if is_yuv(frame.format):
+    yuv = layout_of(frame.format.name, frame.width, frame.height).yuv
+    frame.color_range = FULL_RANGE if tags.full_range or not yuv else LIMITED_RANGE
+    if yuv:
         frame.colorspace = tags.matrix
     if hasattr(frame, "color_primaries"):  # PyAV 17 and later
         frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
@@ -152,7 +153,11 @@ def _fill(plane: av.video.plane.VideoPlane, values: np.ndarray, depth: int) -> N
 
 def put_rows(plane: av.video.plane.VideoPlane, raw: np.ndarray) -> None:
     """A plane's bytes ``(rows, bytes of a row)`` into a frame, whose rows may be longer."""
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+    there, length = np.frombuffer(memoryview(plane), np.uint8), plane.line_size
+    if raw.shape[1] == length:  # one copy
+        there[: raw.size] = raw.reshape(-1)
+        return
+    rows = there.reshape(-1, length)
     rows[: len(raw), : raw.shape[1]] = raw
     rows[: len(raw), raw.shape[1] :] = 0
 
