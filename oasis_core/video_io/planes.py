@@ -6,7 +6,9 @@ on every other one, half a pixel to the left (ITU-T H.264, figure E-1, type 0). 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import av
 import numpy as np
@@ -27,19 +29,44 @@ def depth_of(fmt: av.VideoFormat) -> int:
     return 8 if fmt.has_palette else max((c.bits for c in fmt.components), default=8)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a frame of one format and size holds its values."""
+
+    yuv: bool
+    depth: int
+    factors: tuple[int, int]
+    """Columns and rows of luma to one of chroma; of YUV."""
+    planar: bool
+    """Three planes in their usual order, the lower byte first."""
+
+
+@lru_cache
+def layout_of(name: str, width: int, height: int) -> Layout:
+    """Of the format ``name``: the same for every frame of a video, so asked of FFmpeg once."""
+    fmt = av.VideoFormat(name, width, height)
+    planar = fmt.is_planar and [c.plane for c in fmt.components[:3]] == [0, 1, 2] and not fmt.is_big_endian
+    yuv = is_yuv(fmt)
+    return Layout(yuv, depth_of(fmt), chroma_factors(fmt, width, height) if yuv else (1, 1), planar)
+
+
 def read_planes(frame: av.VideoFrame, *, centred: bool) -> np.ndarray:
     """A YUV frame's code values at full size, ``(3, H, W)`` float32; between samples of chroma, linear.
 
     ``centred``: chroma columns lie between luma's (JPEG) and not on every other one.
     """
-    fmt, depth = frame.format, depth_of(frame.format)
-    factors = chroma_factors(fmt, frame.width, frame.height)
-    own = fmt.is_planar and [c.plane for c in fmt.components[:3]] == [0, 1, 2] and not fmt.is_big_endian
-    if not own:
+    height, width = frame.height, frame.width
+    layout = layout_of(frame.format.name, width, height)
+    depth, factors = layout.depth, layout.factors
+    if not layout.planar:
         names = {value: name for name, value in FACTORS.items()}
         frame = frame.reformat(format=f"yuv{names[factors]}p" + (f"{depth}le" if depth > 8 else ""))
-    y, u, v = (_values(frame.planes[i], depth) for i in range(3))
-    return np.stack([y, *(_enlarge(c, *factors, centred)[: frame.height, : frame.width] for c in (u, v))])
+    y, u, v = (_codes(plane, depth) for plane in frame.planes[:3])
+    chroma = np.empty((2, *u.shape), np.float32)  # both at once: half the calls
+    chroma[0], chroma[1] = u, v
+    codes = np.empty((3, height, width), np.float32)
+    codes[0], codes[1:] = y, _enlarge(chroma, *factors, centred)[:, :height, :width]
+    return codes
 
 
 def make_frame(codes: np.ndarray, pix_fmt: str, *, centred: bool) -> av.VideoFrame:
@@ -59,8 +86,11 @@ def read_rgb(frame: av.VideoFrame) -> np.ndarray:
     """Any frame that is not YUV, ``(H, W, 3)`` float32 in [0, 1]: code values over the largest one."""
     fmt, depth = frame.format, depth_of(frame.format)
     if fmt.name.startswith("gbr") and not fmt.is_big_endian and not _is_float(fmt):
-        green, blue, red = (_values(frame.planes[i], depth) for i in range(3))
-        return np.stack([red, green, blue], -1) / np.float32(2**depth - 1)
+        rgb = np.empty((frame.height, frame.width, 3), np.float32)
+        for plane, channel in zip(frame.planes, (1, 2, 0), strict=False):  # a fourth one is alpha
+            rgb[..., channel] = _codes(plane, depth)
+        rgb /= 2**depth - 1
+        return rgb
     picture = frame.to_ndarray(format="rgb48le" if depth > 8 else "rgb24")
     return picture.astype(np.float32) / (65535 if depth > 8 else 255)
 
@@ -79,8 +109,9 @@ def make_rgb_frame(rgb: np.ndarray, pix_fmt: str) -> av.VideoFrame:
 
 def set_tags(frame: av.VideoFrame, tags: ColorTags) -> None:
     """Some encoders (ProRes, PNG) tell what the frame says, others what their context says."""
-    frame.color_range = FULL_RANGE if tags.full_range or not is_yuv(frame.format) else LIMITED_RANGE
-    if is_yuv(frame.format):
+    yuv = layout_of(frame.format.name, frame.width, frame.height).yuv
+    frame.color_range = FULL_RANGE if tags.full_range or not yuv else LIMITED_RANGE
+    if yuv:
         frame.colorspace = tags.matrix
     if hasattr(frame, "color_primaries"):  # PyAV 17 and later
         frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
@@ -122,23 +153,31 @@ def _fill(plane: av.video.plane.VideoPlane, values: np.ndarray, depth: int) -> N
 
 def put_rows(plane: av.video.plane.VideoPlane, raw: np.ndarray) -> None:
     """A plane's bytes ``(rows, bytes of a row)`` into a frame, whose rows may be longer."""
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+    there, length = np.frombuffer(memoryview(plane), np.uint8), plane.line_size
+    if raw.shape[1] == length:  # one copy
+        there[: raw.size] = raw.reshape(-1)
+        return
+    rows = there.reshape(-1, length)
     rows[: len(raw), : raw.shape[1]] = raw
     rows[: len(raw), raw.shape[1] :] = 0
 
 
-def _values(plane: av.video.plane.VideoPlane, depth: int) -> np.ndarray:
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height]
-    if depth <= 8:
-        return rows[:, : plane.width].astype(np.float32)
-    return np.ascontiguousarray(rows[:, : 2 * plane.width]).view("<u2").astype(np.float32)
+def _codes(plane: av.video.plane.VideoPlane, depth: int) -> np.ndarray:
+    """A plane's code values ``(rows, columns)`` where they lie: uint8, or uint16 for more than 8 bits."""
+    kind = np.dtype("u1") if depth <= 8 else np.dtype("<u2")
+    rows = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)
+    return rows[: plane.height, : plane.width]
 
 
 def _enlarge(c: np.ndarray, fx: int, fy: int, centred: bool) -> np.ndarray:
+    """Planes ``(n, h, w)`` to ``(n, fy h, fx w)``."""
     if fx == 2 and not centred:
-        right = np.concatenate([c[:, 1:], c[:, -1:]], 1)
-        c, fx = np.stack([c, (c + right) / 2], -1).reshape(len(c), -1), 1
-    return _between(_between(c, fx, 1), fy, 0)
+        wide = np.empty((*c.shape[:2], 2 * c.shape[2]), c.dtype)
+        wide[..., ::2], wide[..., -1] = c, c[..., -1]
+        half = c / 2
+        np.add(half[..., :-1], half[..., 1:], out=wide[..., 1:-1:2])
+        c, fx = wide, 1
+    return _between(_between(c, fx, 2), fy, 1)
 
 
 def _between(c: np.ndarray, factor: int, axis: int) -> np.ndarray:
@@ -150,15 +189,17 @@ def _between(c: np.ndarray, factor: int, axis: int) -> np.ndarray:
     place = np.clip((np.arange(c.shape[axis] * factor) + 0.5) / factor - 0.5, 0, c.shape[axis] - 1)
     low = place.astype(np.int64)
     share = (place - low).astype(np.float32)
-    share = share[:, None] if axis == 0 else share
+    share = share[:, None] if axis < c.ndim - 1 else share
     high = np.minimum(low + 1, c.shape[axis] - 1)
     return np.take(c, low, axis) * (1 - share) + np.take(c, high, axis) * share
 
 
 def _twice(c: np.ndarray, axis: int) -> np.ndarray:
     """The same for a factor of 2, bit for bit in a third of the time: 4:2:0 is what most frames are."""
-    made = np.empty([n * (2 if i == axis else 1) for i, n in enumerate(c.shape)], c.dtype)
-    c, out = np.moveaxis(c, axis, 0), np.moveaxis(made, axis, 0)
+    shape = list(c.shape)
+    shape[axis] *= 2
+    made = np.empty(shape, c.dtype)
+    c, out = c.swapaxes(axis, 0), made.swapaxes(axis, 0)
     near, far = c * np.float32(0.75), c * np.float32(0.25)
     out[0], out[-1] = c[0], c[-1]
     np.add(far[:-1], near[1:], out=out[2::2])

@@ -23,7 +23,7 @@ from .deinterlace import WARM_UP, Deinterlace, deinterlaced, deinterlaced_info
 from .images import IMAGES, image_sequence
 from .info import describe, first_frames, open_video, video_stream
 from .orientation import upright
-from .planes import depth_of, is_yuv, read_planes, read_rgb
+from .planes import layout_of, read_planes, read_rgb
 from .seeking import KnownFrame, frames_from, nearest, seek
 
 __all__ = ["IMAGES", "Frame", "VideoReader", "image_sequence", "to_rgb"]
@@ -44,7 +44,7 @@ class Frame:
     @cached_property
     def checksum(self) -> int:
         """CRC-32 of every fourth row and column: tells whether a frame was decoded as it was before."""
-        return zlib.crc32(self.rgb[::4, ::4].contiguous().numpy().tobytes())
+        return zlib.crc32(np.ascontiguousarray(self.rgb.numpy()[::4, ::4]).data)
 
 
 class VideoReader:
@@ -241,7 +241,8 @@ class VideoReader:
 
 def to_rgb(frame: av.VideoFrame, tags: ColorTags) -> np.ndarray:
     """``(H, W, 3)`` float32: chroma interpolated to full size, then the matrix and range that the tags say."""
-    if not is_yuv(frame.format):
+    name = frame.format.name
+    layout = layout_of(name, frame.width, frame.height)
+    if not layout.yuv:
         return read_rgb(frame)
-    centred = frame.format.name.startswith("yuvj")
-    return yuv_to_rgb(read_planes(frame, centred=centred), tags, depth_of(frame.format))
+    return yuv_to_rgb(read_planes(frame, centred=name.startswith("yuvj")), tags, layout.depth)
