@@ -86,6 +86,7 @@ def test_what_is_no_number_is_told_with_its_frame(codec: str) -> None:
 def test_bands_do_not_show(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Colours are computed some rows at a time: each pixel by itself."""
     monkeypatch.setattr("oasis_core.video_io.color_tags.BAND", 16 * 6)
+    monkeypatch.setattr("oasis_core.video_io.color_tags.WHOLE", 0)
     rgb = np.random.default_rng(0).random((height, 6, 3)).astype(np.float32)
     tags = ColorTags(1, False)
     codes = rgb_to_codes(rgb, tags, 10)

@@ -14,7 +14,7 @@ from oasis_core.model import OasisConfig, OasisModel, PixelDecoderConfig
 from oasis_core.pipeline import Part, Upscaler, UpscaleSettings
 from oasis_core.plan import Position
 from oasis_core.routing import HeadPattern, RoutingSpec
-from oasis_core.scene_cuts import SceneCutDetector
+from oasis_core.scene_cuts import GRID, SceneCutDetector, _small
 from oasis_core.video_io import VideoReader
 
 SAMPLE = Path(__file__).parents[1] / "assets" / "sample.mp4"
@@ -61,6 +61,14 @@ def test_real_motion_is_no_cut() -> None:
 def test_steady_commotion_is_not_cut_for_ever() -> None:
     noise = torch.rand(60, 16, 24, 3, generator=torch.Generator().manual_seed(0))
     assert len(found(noise)) < 5
+
+
+@pytest.mark.parametrize("size", [(180, 320), (155, 300), (17, 33), (16, 24), (5, 7), (1, 1)])
+def test_cells_are_those_of_pooling(size: tuple[int, int]) -> None:
+    picture = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    shape = min(size[0], GRID[0]), min(size[1], GRID[1])
+    expected = torch.nn.functional.adaptive_avg_pool2d(picture.clamp(0, 1).permute(2, 0, 1)[None], shape)[0]
+    assert torch.allclose(_small(picture).cells, expected.permute(1, 2, 0).reshape(-1, 3), atol=1e-6)
 
 
 def test_what_it_says_depends_on_few_frames() -> None:

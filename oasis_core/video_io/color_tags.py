@@ -31,8 +31,10 @@ HD_HEIGHT = 720
 """Frames of this height and more are BT.709 where nothing is said, smaller ones BT.601: what players assume."""
 
 BAND = 16 * 1280
-"""Pixels that are worked on at once: they stay in the cache. A frame of 1280x720 takes 3 ms so, 4.4 ms as a whole. In smaller
-bands small frames would be all calls, which take Python's lock from the thread that feeds a GPU."""
+"""Pixels that are worked on at once: they stay in the cache. A frame of 1280x720 takes 3 ms so, 4.4 ms as a whole."""
+WHOLE = 320 * 180
+"""Pixels of a frame that is worked on as a whole, at most: as fast, in a third of the calls, after each of which a thread has to
+get Python's lock back from the one that feeds a GPU."""
 
 
 @dataclass(frozen=True)
@@ -136,5 +138,5 @@ def code_levels(full_range: bool, depth: int) -> tuple[float, float, float, floa
 
 def _bands(height: int, width: int) -> Iterator[slice]:
     """Rows of a frame, some at a time."""
-    rows = max(1, BAND // width)
+    rows = height if height * width <= WHOLE else max(1, BAND // width)
     return (slice(start, start + rows) for start in range(0, height, rows))
