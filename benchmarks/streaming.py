@@ -103,6 +103,11 @@ def resident_mib() -> float:
     return int(STATM.read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
+def _as_smi_names(device: torch.device) -> str:
+    """nvidia-smi numbers all GPUs, torch those that CUDA_VISIBLE_DEVICES leaves."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
 class GpuIdle:
     """Share of time without a kernel while the block runs, as nvidia-smi tells; None where it does not."""
 
@@ -110,7 +115,7 @@ class GpuIdle:
         self.share: float | None = None
         query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
         found = shutil.which("nvidia-smi") if device.type == "cuda" else None
-        self._command = None if found is None else [found, *query, "-i", str(device.index or 0)]
+        self._command = None if found is None else [found, *query, "-i", _as_smi_names(device)]
 
     def __enter__(self) -> GpuIdle:
         if self._command is not None:
