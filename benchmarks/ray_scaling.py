@@ -63,6 +63,11 @@ def packets(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cores() -> int | None:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workers", type=int, nargs="*", default=[1, 2])
@@ -125,7 +130,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(), "commit": commit, "device": "cpu" if args.cpu else device,
         "torch": torch.__version__, "model": "full shape, random" if args.full else args.model,
         "frames": args.frames, "size": args.size, "scale": args.scale, "segment": args.segment,
-        "cores": len(os.sched_getaffinity(0)), "preset": args.preset or PRESET,
+        "cores": cores(), "preset": args.preset or PRESET,
         "same_packets": True, "results": results,
     }  # fmt: skip
     args.out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ file. Whose fault it is: a GPU idles
 
 - for encoder or decoder where the model's thread waits. ``encoder_alone`` and ``decoder_alone`` are what they manage of the
   same frames without a model, ``busy_share`` how long their threads worked in the job. "veryfast" is the same job with an
-  encoder that costs next to nothing: what the pipeline itself lets through.
+  encoder that costs a third: what a user does who waits for it.
 - for the model's own thread where that is busy: ``model_thread_ms_a_frame``, beside the same without files. Its processor time
   tells work (and waiting for the GPU, which spins) from time in which it could not run: no core, or no lock of Python's.
 
@@ -103,7 +103,7 @@ def resident_mib() -> float:
     return int(STATM.read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def _as_smi_names(device: torch.device) -> str:
+def _name_for_smi(device: torch.device) -> str:
     """nvidia-smi numbers all GPUs, torch those that CUDA_VISIBLE_DEVICES leaves."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
@@ -115,7 +115,7 @@ class GpuIdle:
         self.share: float | None = None
         query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
         found = shutil.which("nvidia-smi") if device.type == "cuda" else None
-        self._command = None if found is None else [found, *query, "-i", _as_smi_names(device)]
+        self._command = None if found is None else [found, *query, "-i", _name_for_smi(device)]
 
     def __enter__(self) -> GpuIdle:
         if self._command is not None:

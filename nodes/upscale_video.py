@@ -113,7 +113,7 @@ class OasisUpscaleVideo(io.ComfyNode):
         preset: str = PRESET,
         **settings: Any,
     ) -> io.NodeOutput:
-        writer = WriterSettings(codec, None if crf == BY_CODEC else crf, preset=None if preset == PRESET else preset)
+        writer = WriterSettings(codec, None if crf == BY_CODEC else crf, preset=preset)
         model, upscaler = model.ready(settings_of(**settings))
         source = source_file(video, Path(folder_paths.get_output_directory()))
         reader = VideoReader(source, deinterlace=None if deinterlace == REFUSE else Deinterlace.of(deinterlace))

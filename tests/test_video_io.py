@@ -109,6 +109,7 @@ def test_the_encoder_is_given_its_preset(tmp_path: Path, codec: str) -> None:
     for preset in (None, "medium", "ultrafast", "veryslow"):
         made[preset] = copy(source, tmp_path / f"{preset}.mp4", WriterSettings(codec, preset=preset)).path.read_bytes()
     assert made[None] == made["medium"]
+    assert WriterSettings(codec, preset="medium") == WriterSettings(codec)  # an unfinished job goes on with either
     assert len({made["medium"], made["ultrafast"], made["veryslow"]}) == 3
 
 

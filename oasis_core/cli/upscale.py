@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     fps = None if args.fps is None else as_fraction(args.fps)
     one_still = not args.batch and still.asks_for_still(args.input, args.output, args.codec)
     codec = still.CODEC if one_still else args.codec or WriterSettings.codec
-    writer = WriterSettings(codec, args.crf, args.depth, None if args.preset == PRESET else args.preset)
+    writer = WriterSettings(codec, args.crf, args.depth, args.preset)
     keep = JobSettings(args.resume, args.segment)
     fields = None if args.deinterlace is None else Deinterlace.of(args.deinterlace)
     job = Job(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import string
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def pair(rng: np.random.Generator) -> tuple[Colour, Colour]:
     return (dark, light) if rng.random() < 0.5 else (light, dark)
 
 
+@lru_cache
 def fonts() -> list[Path]:
     """Upright and slanted text fonts that come with matplotlib; none where it is missing."""
     try:

@@ -62,6 +62,8 @@ class WriterSettings:
     """One of ``PRESETS``, for h264, h265 and av1; None: medium. Faster ones are a little worse or larger, and done sooner."""
 
     def __post_init__(self) -> None:
+        if self.preset == PRESET:  # the same job, whether it was said or not
+            object.__setattr__(self, "preset", None)
         if self.codec not in CODECS:
             raise ValueError(f"codec is {self.codec!r}; allowed: {', '.join(CODECS)}")
         most = 63 if self.codec == "av1" else 51

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from oasis_core.training import drawings
 
@@ -31,8 +31,6 @@ def test_pictures_repeat_by_seed_and_hold_more_edges_than_what_they_are_drawn_on
 @pytest.mark.parametrize("thing", sorted({t.__name__ for t in drawings.THINGS_DRAWN}))
 def test_each_thing_is_drawn(thing: str) -> None:
     """Two values and more where nothing was."""
-    from PIL import ImageDraw
-
     layer = Image.new("RGBA", (600, 480), (0, 0, 0, 0))
     getattr(drawings, thing)(ImageDraw.Draw(layer), 600, 480, np.random.default_rng(0))
     assert len(np.unique(np.asarray(layer).reshape(-1, 4), axis=0)) >= 2
