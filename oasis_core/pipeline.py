@@ -24,7 +24,7 @@ from .frame_ends import FrameEnds
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, resize
 from .heap import reused
-from .landing import kept, landed
+from .landing import LaidOut, kept, landed
 from .model import OasisModel
 from .model.decoders import DecoderState
 from .one_step import OneStep
@@ -118,12 +118,15 @@ class Upscaler:
             raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, H, W, 3 or 4) with at least one frame")
         geometry = self.geometry(*frames.shape[1:3])
         out = torch.empty(len(frames), geometry.out_h, geometry.out_w, frames.shape[-1])
-        done = 0
-        for part in self._borrowed((f[..., :3] for f in frames), len(frames), on_progress, poll):
-            out[done : done + len(part), ..., :3] = part
-            done += len(part)
-            if show is not None:
-                show(part[-1])
+        done, beside = 0, self.model.project.weight.device.type == "cuda"
+        with LaidOut(out) if beside else nullcontext() as pages:
+            for part in self._borrowed((f[..., :3] for f in frames), len(frames), on_progress, poll):
+                if pages is not None:
+                    pages.reached((done + len(part)) * out[0].numel())
+                out[done : done + len(part), ..., :3] = part
+                done += len(part)
+                if show is not None:
+                    show(part[-1])
         for i in range(len(frames) if frames.shape[-1] == 4 else 0):
             alpha = frames[i : i + 1, ..., 3:].clamp(0, 1)
             out[i, ..., 3:] = resize(alpha, geometry.out_h, geometry.out_w)[0]
