@@ -17,8 +17,15 @@ where there is little, and would drown all else while pictures are still smooth.
 PERIODS = 4
 """Periods of ``grid`` that a crop must hold, to tell its frequencies from others."""
 CROP = 192
-"""Side (pixels) of the random crop that the perceptual and adversarial terms see. It lies elsewhere each step, so that
+"""Side (pixels) of the random crop that the adversary sees. It lies elsewhere each step, so that
 the network cannot hide a fixed pattern in the places where a metric's pooling does not look (DESIGN section 5)."""
+LOOK, LEAST_LOOK = 128, 32
+"""Side (pixels) of what the perceptual term sees, at most and at least: VGG halves it four times."""
+SHARES = (1.0, 2 / 3, 1 / 2)
+"""Sizes at which it looks, by chance. At one size alone the model learns what these features like: the distance at full size
+went on falling where AlexNet's rose, and where its own rose at 2/3 and 1/2 (docs/training.md)."""
+LOOKS = 2
+"""Of each clip in a step."""
 
 
 def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
@@ -75,11 +82,23 @@ def motion(sr: Tensor, hr: Tensor) -> Tensor:
     return (sr.diff(dim=2) - hr.diff(dim=2)).abs().mean()
 
 
-def one_frame(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random frame and crop of both, as images ``(B, 3, h, w)``: what the perceptual term compares."""
-    frame = int(torch.randint(sr.shape[2], (1,), generator=generator))
-    window = random_crop(sr, generator)
-    return sr[:, :, frame][window], hr[:, :, frame][window]
+def looks(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What the perceptual term compares: ``LOOKS`` images of each clip, ``(LOOKS * B, 3, side, side)`` of both alike.
+
+    Each is a random crop of a random frame at a random one of ``SHARES`` of its size (area-downscaled), alike for all clips.
+    """
+    pairs = [_look(sr, hr, generator) for _ in range(LOOKS)]
+    ours, theirs = zip(*pairs, strict=True)
+    return torch.cat(ours), torch.cat(theirs)
+
+
+def _look(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    least = min(sr.shape[-2:])
+    side = min(LOOK, max(least // 2 // 8 * 8, min(LEAST_LOOK, least // 8 * 8)))
+    frame, share = _one_of(sr.shape[2], generator), SHARES[_one_of(len(SHARES), generator)]
+    window = _window(sr, min(round(side / share), least), generator)
+    ours, theirs = (F.interpolate(x[:, :, frame][window], size=(side, side), mode="area") for x in (sr, hr))
+    return ours, theirs
 
 
 def stacked_frames(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -87,7 +106,7 @@ def stacked_frames(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[
 
     Clips shorter than the run repeat their last frame.
     """
-    start = int(torch.randint(max(1, sr.shape[2] - FRAMES + 1), (1,), generator=generator))
+    start = _one_of(max(1, sr.shape[2] - FRAMES + 1), generator)
     index = [min(start + i, sr.shape[2] - 1) for i in range(FRAMES)]
     window = random_crop(sr, generator)
     ours, theirs = (torch.cat([x[:, :, i][window] for i in index], dim=1) for x in (sr, hr))
@@ -96,9 +115,16 @@ def stacked_frames(sr: Tensor, hr: Tensor, generator: torch.Generator) -> tuple[
 
 def random_crop(frames: Tensor, generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:
     """Index of a random square of at most ``CROP`` pixels, a multiple of 8, in the last two dimensions."""
-    size = min(CROP, *(s // 8 * 8 for s in frames.shape[-2:]))
-    top, left = (int(torch.randint(s - size + 1, (1,), generator=generator)) for s in frames.shape[-2:])
-    return ..., slice(top, top + size), slice(left, left + size)
+    return _window(frames, min(CROP, *(s // 8 * 8 for s in frames.shape[-2:])), generator)
+
+
+def _window(frames: Tensor, side: int, generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:
+    top, left = (_one_of(s - side + 1, generator) for s in frames.shape[-2:])
+    return ..., slice(top, top + side), slice(left, left + side)
+
+
+def _one_of(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (1,), generator=generator))
 
 
 def fool(logits: Tensor) -> Tensor:

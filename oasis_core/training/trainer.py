@@ -142,7 +142,7 @@ class Trainer:
         if weights.grid:
             terms["grid"] = losses.grid(sr, hr, self.config.model.pixel_multiple[0])
         if weights.perceptual and self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(*losses.one_frame(sr, hr, self.generator))
+            terms["perceptual"] = self.perceptual(*losses.looks(sr, hr, self.generator))
         if weights.teacher and self.teacher is not None:
             drawn = torch.randint(sr.shape[2], (TAUGHT_FRAMES,), generator=self.generator).tolist()
             taught = self.teacher(batch.lr[:, :, drawn], sr.shape[-1])

@@ -109,11 +109,35 @@ def test_random_crops_and_stacks_match() -> None:
     ours, theirs = losses.stacked_frames(sr, sr, generator)
     assert torch.equal(ours, theirs)
     assert ours.shape == (2, 9, 72, 72)
-    one, same = losses.one_frame(sr, sr, generator)
-    assert torch.equal(one, same)
     logits, features = UNetDiscriminator(8)(ours)
     assert logits.shape == (2, 1, 72, 72)
     assert losses.feature_match(features, features).item() == 0
+
+
+@pytest.mark.parametrize(("size", "side"), [(256, 128), (384, 128), (96, 48), (72, 32), (64, 32), (24, 24)])
+def test_the_perceptual_term_looks_at_several_sizes_of_the_same_place(size: int, side: int) -> None:
+    """Of a picture whose pixels tell where they are: distances between neighbours tell the size, both pictures the same place."""
+    ramp = torch.arange(size) / size
+    sr = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size), torch.zeros(size, size)])
+    sr = sr[None, :, None].repeat(2, 1, 3, 1, 1)
+    sr[:, 2] += torch.tensor([0, 0.5, 1]).view(1, 3, 1, 1)  # which frame
+    generator, seen, frames, places = torch.Generator().manual_seed(0), set[float](), set[float](), set[float]()
+    for _ in range(40):
+        ours, theirs = losses.looks(sr, 1 - sr, generator)
+        assert ours.shape == theirs.shape == (losses.LOOKS * 2, 3, side, side)
+        torch.testing.assert_close(ours, 1 - theirs)
+        across = (ours[:, 0, 0, -1] - ours[:, 0, 0, 0]) / (side - 1) * size
+        down = (ours[:, 1, -1, 0] - ours[:, 1, 0, 0]) / (side - 1) * size
+        torch.testing.assert_close(across, down)  # no stretching
+        seen |= {1 / step for step in across.tolist()}
+        frames |= set(ours[:, 2, 0, 0].tolist())
+        places |= {round(x, 4) for x in ours[:, 0, 0, 0].tolist()}
+    assert frames == {0, 0.5, 1}
+    if size >= 96:
+        nearest = {min(losses.SHARES, key=lambda share: abs(share - one)): one for one in seen}
+        assert set(nearest) == set(losses.SHARES)
+        assert all(one == pytest.approx(share, abs=0.015) for share, one in nearest.items())
+        assert len(places) > 10
 
 
 def test_the_adversary_s_spectral_norms_are_one() -> None:
