@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from oasis_core.cli import main
 from oasis_core.engines.cluster import LOOPBACK
 
 from ..tiny_job import options as upscale_options
@@ -57,6 +58,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shots of moving squares with B-frames, a key frame every 10 frames, uneven time stamps, and sound."""
     return make_clip(tmp_path_factory.mktemp("clip") / "in.mkv", 0)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, clip: Path, model: Path) -> Path:
+    """What one worker makes."""
+    path = tmp_path_factory.mktemp("whole") / "whole.mkv"
+    assert main(["upscale", str(clip), str(path), *options(model)]) == 0
+    return path
 
 
 def make_clip(path: Path, seed: int, frames: int = FRAMES) -> Path:
