@@ -49,6 +49,7 @@ class LaidOut:
         with self._changed:
             self._changed.wait_for(lambda: self._ready >= elements)
 
+    @torch.inference_mode()  # which ComfyUI makes its tensors in, and a thread is not in by itself
     def _lay_out(self) -> None:
         length = STRETCH // self._block.element_size()
         try:

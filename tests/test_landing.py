@@ -13,12 +13,15 @@ from oasis_core.landing import PAGE, LaidOut
 STEP = PAGE // 4
 
 
-def test_every_page_is_touched_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("inference", [False, True])
+def test_every_page_is_touched_and_nothing_else(inference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of tensors of ComfyUI's, which runs nodes in inference mode."""
     monkeypatch.setattr(landing, "STRETCH", 4 * PAGE)
-    block = torch.ones(10, 3, STEP // 2)  # 15 pages
-    with LaidOut(block) as pages:
-        pages.reached(block.numel())
-    touched = (block.view(-1) == 0).nonzero().view(-1).tolist()
+    with torch.inference_mode(inference):
+        block = torch.ones(10, 3, STEP // 2)  # 15 pages
+        with LaidOut(block) as pages:
+            pages.reached(block.numel())
+        touched = (block.view(-1) == 0).nonzero().view(-1).tolist()
     assert touched == list(range(0, block.numel(), STEP))
 
 
