@@ -39,7 +39,8 @@ STREAMED: Prompt = {
         "class_type": "OasisUpscaleVideo",
         "inputs": {
             "video": ["1", 0], "model": ["2", 0], "scale": 4.0, "width": 0, "height": 0, "color": "wavelet",
-            "chunk_frames": 16, "tile": 0, "fidelity": 0.5, "codec": "h264", "crf": -1, "filename_prefix": "video/OASIS",
+            "chunk_frames": 16, "tile": 0, "fidelity": 0.5, "codec": "h264", "crf": -1, "preset": "medium",
+            "filename_prefix": "video/OASIS", "deinterlace": "refuse", "engine": "this GPU", "ray_address": "auto",
         },
     },
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import av
@@ -187,6 +188,13 @@ def test_demo_makes_video_and_picture(tmp_path: Path, model: Path, capsys: pytes
 def test_the_command_is_installed() -> None:
     out = subprocess.run([sys.executable, "-m", "oasis_core", "--help"], capture_output=True, text=True, check=True)
     assert all(command in out.stdout for command in ("upscale", "demo", "info", "train"))
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"oasis {metadata.version('oasis')}, torch {torch.__version__}\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory of a child is read by resource, which Windows lacks")

@@ -10,6 +10,7 @@ from typing import NoReturn
 import av
 import torch
 
+from .. import __version__
 from . import calibrate, convert, demo, evaluate, info, routing, train, upscale
 
 INTERRUPTED = 130
@@ -27,6 +28,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Of all commands and their options."""
     whole = _Parser(prog="oasis", description="OASIS: one-step video super-resolution")
+    whole.add_argument("--version", action="version", version=f"oasis {__version__}, torch {torch.__version__}")
     commands = whole.add_subparsers(dest="command", required=True, parser_class=_Parser)
     for command in (upscale, demo, info, train, evaluate, calibrate, routing, convert):
         command.add(commands)

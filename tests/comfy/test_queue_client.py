@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -43,6 +44,14 @@ def queue(client: Any, *words: object) -> subprocess.CompletedProcess[str]:
 def test_needs_the_standard_library_and_a_websocket_client_only() -> None:
     names = re.findall(r"^ *(?:import|from) (\w+)", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(names) - set(sys.stdlib_module_names) == {"websocket"}
+
+
+def test_every_setting_of_the_node_can_be_set(client: Any, clip: Path) -> None:
+    asked = json.loads(client.get("/object_info/OasisUpscaleVideo"))["OasisUpscaleVideo"]["input"]
+    linked = {"video", "model"}
+    told = queue(client, clip, "--set", "nothing=1").stderr
+    there = set(told.split("there are: ")[1].strip().split(", "))
+    assert {*asked["required"], *asked["optional"]} - linked <= there
 
 
 def test_uploads_queues_follows_and_downloads(client: Any, clip: Path, tmp_path: Path) -> None:
