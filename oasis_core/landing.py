@@ -18,21 +18,23 @@ from .decode_order import Part
 
 PAGE = 4096
 """Bytes that the system hands out at a time, or fewer than it does."""
-STRETCH = 32 << 20
-"""Bytes between two looks at whether anyone waits."""
+STRETCH = 4 << 20
+"""Bytes laid out in one go, which a writer may have to wait for: a millisecond or two."""
 
 
 class LaidOut:
     """Fresh memory, made ready by a thread while a device works.
 
     The system hands out a large block page by page, at the first write to each: 33 frames of 1280x720 are 89,000 faults, which
-    whoever writes them waits for.
+    whoever writes them waits for. What is written sooner than it is laid out is left to the writer.
     """
 
     def __init__(self, block: Tensor) -> None:
-        """``block``: contiguous, on the host, not written yet; may be written as far as ``reached`` says."""
+        """``block``: contiguous, on the host, not written yet; to be written in order, each part once it is claimed."""
         self._block, self._step = block.view(-1), PAGE // block.element_size()
-        self._ready, self._ended = 0, False
+        self._claimed, self._ended = 0, False
+        self._busy: int | None = None
+        """Where the stretch begins that is being laid out."""
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._lay_out, name="oasis-pages", daemon=True)
 
@@ -44,27 +46,28 @@ class LaidOut:
         self._ended = True
         self._thread.join()
 
-    def reached(self, elements: int) -> None:
-        """Wait until the first ``elements`` are."""
+    def claim(self, elements: int) -> None:
+        """From here on the first ``elements`` are the caller's alone."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ready >= elements)
+            self._claimed = elements
+            self._changed.wait_for(lambda: self._busy is None or self._busy >= elements)
 
     @torch.inference_mode()  # which ComfyUI makes its tensors in, and a thread is not in by itself
     def _lay_out(self) -> None:
-        length = STRETCH // self._block.element_size()
+        length, stop = STRETCH // self._block.element_size(), 0
         try:
-            for start in range(0, len(self._block), length):
-                if self._ended:
+            while not self._ended:
+                with self._changed:
+                    self._busy = start = max(stop, -(-self._claimed // self._step) * self._step)
+                    self._changed.notify()
+                if start >= len(self._block):
                     return
-                self._block[start : start + length : self._step] = 0
-                self._tell(start + length)
+                stop = start + length
+                self._block[start : stop : self._step] = 0
         finally:
-            self._tell(len(self._block))
-
-    def _tell(self, ready: int) -> None:
-        with self._changed:
-            self._ready = ready
-            self._changed.notify()
+            with self._changed:
+                self._busy = None
+                self._changed.notify()
 
 
 class _Staging:

@@ -122,7 +122,7 @@ class Upscaler:
         with LaidOut(out) if beside else nullcontext() as pages:
             for part in self._borrowed((f[..., :3] for f in frames), len(frames), on_progress, poll):
                 if pages is not None:
-                    pages.reached((done + len(part)) * out[0].numel())
+                    pages.claim((done + len(part)) * out[0].numel())
                 out[done : done + len(part), ..., :3] = part
                 done += len(part)
                 if show is not None:

@@ -20,20 +20,57 @@ def test_every_page_is_touched_and_nothing_else(inference: bool, monkeypatch: py
     with torch.inference_mode(inference):
         block = torch.ones(10, 3, STEP // 2)  # 15 pages
         with LaidOut(block) as pages:
-            pages.reached(block.numel())
+            pages._thread.join()
         touched = (block.view(-1) == 0).nonzero().view(-1).tolist()
     assert touched == list(range(0, block.numel(), STEP))
 
 
-def test_what_is_written_where_it_is_ready_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(landing, "STRETCH", PAGE)
+def test_what_is_claimed_stays_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writer and thread at the same block, in steps that are no pages."""
+    monkeypatch.setattr(landing, "STRETCH", 2 * PAGE)
     for _ in range(50):
-        block = torch.empty(64, STEP)
+        block = torch.empty(97, 700)
         with LaidOut(block) as pages:
-            for number in range(64):
-                pages.reached((number + 1) * STEP)
+            for number in range(97):
+                pages.claim((number + 1) * 700)
                 block[number] = number + 1
-        assert torch.equal(block, torch.arange(1.0, 65)[:, None].expand(64, STEP))
+        assert torch.equal(block, torch.arange(1.0, 98)[:, None].expand(97, 700))
+
+
+def test_nobody_waits_for_memory_that_is_not_laid_out_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread hangs in a stretch: what lies before it can be claimed, and all once it is done."""
+    monkeypatch.setattr(landing, "STRETCH", PAGE)
+    block, hangs, go_on = torch.ones(8, STEP), threading.Event(), threading.Event()
+
+    class Slow:
+        """The block, as its thread sees it."""
+
+        def element_size(self) -> int:
+            return 4
+
+        def __len__(self) -> int:
+            return block.numel()
+
+        def __setitem__(self, at: slice, value: int) -> None:
+            if at.start == 3 * STEP:
+                hangs.set()
+                assert go_on.wait(60)
+            block.view(-1)[at] = value
+
+    pages = LaidOut(block)
+    monkeypatch.setattr(pages, "_block", Slow())
+    with pages:
+        assert hangs.wait(60)
+        pages.claim(3 * STEP)  # returns
+        taken = threading.Thread(target=pages.claim, args=(6 * STEP,))
+        taken.start()
+        taken.join(0.1)
+        assert taken.is_alive()
+        go_on.set()
+        taken.join(60)
+        assert not taken.is_alive()
+        pages._thread.join(60)
+    assert (block[:, 0] == 0).tolist() == [True] * 4 + [False] * 2 + [True] * 2  # two were left to who claimed them
 
 
 def test_a_job_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +82,7 @@ def test_a_job_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_thread_that_fails_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    block = torch.ones(4, STEP)
-    with LaidOut(block) as pages:
-        pages.reached(block.numel())
-    broken = LaidOut(block)
+    broken = LaidOut(torch.ones(4, STEP))
     monkeypatch.setattr(broken, "_step", 0)  # no such stride
     with broken:
-        broken.reached(block.numel())
+        broken.claim(STEP)
