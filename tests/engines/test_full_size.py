@@ -13,7 +13,6 @@ import pytest
 from oasis_core.checkpoints.decoder import load_decoder
 from oasis_core.checkpoints.read import load_checkpoint
 from oasis_core.cli import main
-from oasis_core.engines import cluster
 from oasis_core.engines.film import FilmRequest
 from oasis_core.engines.orders import Order, Outcome, Source, WorkerSettings
 from oasis_core.engines.ray_job import upscale_on_ray
@@ -29,14 +28,13 @@ from oasis_core.video_io import VideoReader, WriterSettings
 from oasis_core.video_job import JobSettings
 
 from ..test_full_size_pipeline import files, pictures
-from .test_ray import marked
+from .ray_runs import marked, needs_ray
 from .test_shared_decisions import keep_last
 
 FRAMES, CUT = 50, 21
 SEGMENT = 8
 SETTINGS = UpscaleSettings(scale=1.0, chunk_frames=5, chunk_overlap=1)
 """Chunks take over every 4 frames, so that the decoder begins anew at every second one."""
-needs_ray = pytest.mark.skipif(cluster.why_not() is not None, reason=f"RAY NOT TESTED: {cluster.PIP}")
 
 
 @pytest.fixture(scope="module")

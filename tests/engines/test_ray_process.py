@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from oasis_core.cli import main
-from oasis_core.engines import cluster
 from oasis_core.engines.orders import WorkerSettings
 from oasis_core.engines.ray_process import RayRequest, upscale_in_process
 from oasis_core.engines.told import RaySettings
@@ -18,9 +17,9 @@ from oasis_core.video_io import Deinterlace, WriterSettings
 from oasis_core.video_job import JobSettings
 
 from .conftest import content, make_clip, options
+from .ray_runs import needs_ray
 
 FRAMES = 300
-needs_ray = pytest.mark.skipif(cluster.why_not() is not None, reason=f"RAY NOT TESTED: {cluster.PIP}")
 
 
 def request(clip: Path, out: Path, model: Path, resume: bool = False, address: str | None = None) -> RayRequest:

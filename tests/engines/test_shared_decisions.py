@@ -35,9 +35,9 @@ from oasis_core.video_io import WriterSettings
 from oasis_core.video_job import JobSettings
 
 from ..test_auto_routing import CUT, FRAMES, path, pictures, run, save_clip
+from .ray_runs import needs_ray
 
 AUTO = "auto:threshold=2.7"
-needs_ray = pytest.mark.skipif(cluster.why_not() is not None, reason=f"RAY NOT TESTED: {cluster.PIP}")
 
 
 @pytest.fixture(scope="module")
