@@ -7,7 +7,8 @@ memory; two such buffers take turns, so that it stays bounded.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 
@@ -68,6 +69,19 @@ class LaidOut:
             with self._changed:
                 self._busy = None
                 self._changed.notify()
+
+
+@contextmanager
+def laid_out(block: Tensor, device: torch.device) -> Iterator[Callable[[int], None]]:
+    """Fresh memory for what ``device`` makes: beside a GPU it is laid out, elsewhere nothing happens.
+
+    Gives what is to be called before the first so many rows of ``block`` are written.
+    """
+    if device.type != "cuda":
+        yield lambda rows: None
+        return
+    with LaidOut(block) as pages:
+        yield lambda rows: pages.claim(rows * block[0].numel())
 
 
 class _Staging:

@@ -24,7 +24,7 @@ from .frame_ends import FrameEnds
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, resize
 from .heap import reused
-from .landing import LaidOut, kept, landed
+from .landing import kept, laid_out, landed
 from .model import OasisModel
 from .model.decoders import DecoderState
 from .one_step import OneStep
@@ -118,11 +118,10 @@ class Upscaler:
             raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, H, W, 3 or 4) with at least one frame")
         geometry = self.geometry(*frames.shape[1:3])
         out = torch.empty(len(frames), geometry.out_h, geometry.out_w, frames.shape[-1])
-        done, beside = 0, self.model.project.weight.device.type == "cuda"
-        with LaidOut(out) if beside else nullcontext() as pages:
+        done = 0
+        with laid_out(out, self.model.project.weight.device) as claim:
             for part in self._borrowed((f[..., :3] for f in frames), len(frames), on_progress, poll):
-                if pages is not None:
-                    pages.claim((done + len(part)) * out[0].numel())
+                claim(done + len(part))
                 out[done : done + len(part), ..., :3] = part
                 done += len(part)
                 if show is not None:

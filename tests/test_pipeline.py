@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 
+from oasis_core import landing, pipeline
 from oasis_core.geometry import resize
 from oasis_core.pipeline import UpscaleSettings
 
@@ -83,6 +85,29 @@ def test_streamed_equals_whole(factor: int, length: int) -> None:
     parts = list(up.stream(iter(frames)))
     assert all(len(part) for part in parts)
     assert torch.equal(torch.cat(parts), up.upscale(frames))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_memory_that_a_thread_lays_out_holds_the_same(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As beside a GPU."""
+    up, frames = upscaler(random_model(), chunk_frames=5), clip(14, channels=channels)
+    expected = up.upscale(frames)
+    asked = list[int]()
+
+    @contextmanager
+    def beside(block: Tensor, device: torch.device) -> Iterator[Callable[[int], None]]:
+        def noted(rows: int) -> None:
+            asked.append(rows)
+            claim(rows)
+
+        with landing.laid_out(block, torch.device("cuda")) as claim:
+            yield noted
+
+    monkeypatch.setattr(landing, "STRETCH", landing.PAGE)
+    monkeypatch.setattr(pipeline, "laid_out", beside)
+    assert torch.equal(up.upscale(frames), expected)
+    assert len(asked) > 1
+    assert asked[-1] == 14
 
 
 @pytest.mark.parametrize("factor", [1, 4])
