@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +20,10 @@ MAPPINGS, TOP_PAD = 65536, 128 << 10
 """glibc's own limits: blocks mapped at a time, bytes that a heap grows by beyond what is asked for."""
 PROBE = 100_000
 """Bytes: large enough that freeing it looks at the heap's end, too small for a mapping of its own."""
+
+_counting = threading.Lock()
+_keepers = 0
+"""Who wants freed memory kept now, ``keep_freed`` and every ``reused`` that lasts."""
 
 
 @cache
@@ -60,35 +65,42 @@ def keep_freed() -> bool:
     glibc maps large blocks anew each time, and every page of them faults: 220,000 times for a batch of training data, 24,000
     with this. False where the C library has no such call (all but glibc).
     """
+    global _keepers
     libc = _libc()
     if libc is None or not hasattr(libc, "mallopt"):
         return False
-    done = (
-        libc.mallopt(M_MMAP_MAX, 0),
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1),
-        libc.mallopt(M_TOP_PAD, 4 * LARGEST_IN_HEAP),
-    )
+    with _counting:
+        _keepers += 1
+        done = (
+            libc.mallopt(M_MMAP_MAX, 0),
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1),
+            libc.mallopt(M_TOP_PAD, 4 * LARGEST_IN_HEAP),
+        )
     return all(done)
 
 
 @contextmanager
 def reused() -> Iterator[None]:
-    """Keep what is freed for the next tensor while this lasts, and give it back then; with glibc alone.
+    """Keep what is freed for the next tensor while this lasts, and give it back when the last that overlap ends; with glibc
+    alone.
 
     Mapped anew, each page of a large tensor faults: that was a fifth of the decoder's time on a CPU (docs/cpu_speed.md); beside
-    a GPU frames are read and written so. Where two overlap, the first to end ends it for both: the other one is as slow as
-    without.
+    a GPU frames are read and written so.
     """
+    global _keepers
     if not keep_freed():
         yield
         return
     try:
         yield
     finally:
-        libc = _libc()
-        libc.mallopt(M_MMAP_MAX, MAPPINGS)
-        libc.mallopt(M_TOP_PAD, TOP_PAD)
-        trim_heap()
+        with _counting:
+            _keepers -= 1
+            if not _keepers:
+                libc = _libc()
+                libc.mallopt(M_MMAP_MAX, MAPPINGS)
+                libc.mallopt(M_TOP_PAD, TOP_PAD)
+                trim_heap()
 
 
 @cache

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,15 @@ PAGE = 4096
 """Bytes that the system hands out at a time, or fewer than it does."""
 STRETCH = 4 << 20
 """Bytes laid out in one go, which a writer may have to wait for: a millisecond or two."""
+
+
+def fresh(*shape: int) -> Tensor:
+    """Fp32 on the host, not written yet, in large pages where the system has them.
+
+    NumPy asks for such pages (Linux: ``madvise``), torch does not: 33 frames of 1280x720 fault 700 times instead of 89,000, and
+    filling them takes one thread 81 ms instead of 155 to 205 (docs/decoder_speed.md).
+    """
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 class LaidOut:

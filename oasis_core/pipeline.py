@@ -24,7 +24,7 @@ from .frame_ends import FrameEnds
 from .frame_groups import FrameGroup, by_shot, frame_groups
 from .geometry import Geometry, resize
 from .heap import reused
-from .landing import kept, laid_out, landed
+from .landing import fresh, kept, laid_out, landed
 from .model import OasisModel
 from .model.decoders import DecoderState
 from .one_step import OneStep
@@ -117,7 +117,7 @@ class Upscaler:
         if frames.ndim != 4 or frames.shape[-1] not in (3, 4) or not len(frames):
             raise ValueError(f"frames are {tuple(frames.shape)}; expected (T, H, W, 3 or 4) with at least one frame")
         geometry = self.geometry(*frames.shape[1:3])
-        out = torch.empty(len(frames), geometry.out_h, geometry.out_w, frames.shape[-1])
+        out = fresh(len(frames), geometry.out_h, geometry.out_w, frames.shape[-1])
         done = 0
         with laid_out(out, self.model.project.weight.device) as claim:
             for part in self._borrowed((f[..., :3] for f in frames), len(frames), on_progress, poll):

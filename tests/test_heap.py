@@ -130,3 +130,36 @@ def test_what_is_kept_is_not_mapped_anew() -> None:
         counts[how] = int(done.stdout)
     for how in ("kept", "while"):
         assert counts[how] < 0.2 * counts["anew"] or counts["anew"] < 1000, counts
+
+
+OVERLAP = """
+import resource, sys
+import torch
+from oasis_core import heap
+torch.set_num_threads(1)
+resident = lambda: int(open("/proc/self/statm").read().split()[1])
+begun = resident()
+def faults():
+    for _ in range(20):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first, second = heap.reused(), heap.reused()
+first.__enter__()
+faults()
+second.__enter__()
+first.__exit__(None, None, None)
+before = faults()
+print(faults() - before)
+second.__exit__(None, None, None)
+assert resident() - begun < 4096, "what was kept has not gone back"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_segments_that_overlap_keep_it_until_the_last_ends() -> None:
+    """An encoder finishes one while the model is at the next: the one that ends first gives nothing back."""
+    anew, between = (
+        int(subprocess.run([sys.executable, "-c", *of], capture_output=True, text=True, check=True).stdout)
+        for of in ((REPEAT, "anew"), (OVERLAP,))
+    )
+    assert between < 0.2 * anew or anew < 1000, (anew, between)

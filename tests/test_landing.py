@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,3 +89,27 @@ def test_a_thread_that_fails_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(broken, "_step", 0)  # no such stride
     with broken:
         broken.claim(STEP)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resource is not Windows', and only Linux is asked for large pages")
+def test_a_clip_s_memory_comes_in_large_pages() -> None:
+    """Filling 64 MiB, 16384 pages of 4 KiB, faults a fraction as often; unless the system has no large pages to give."""
+    told = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not told.is_file() or "[never]" in told.read_text(encoding="utf-8"):
+        pytest.skip("no large pages here")
+    counts = {}
+    for how in ("torch.empty(1 << 24)", "landing.fresh(4, 1 << 22)"):
+        script = f"""
+import resource, torch
+from oasis_core import landing
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(4), (block := {how})
+before = faults()
+assert block.dtype == torch.float32 and block.numel() == 1 << 24
+block.fill_(1)
+print(faults() - before)"""
+        counts[how] = int(
+            subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        )
+    plain, large = counts.values()
+    assert large < 0.5 * plain or plain < 1000, counts

@@ -60,6 +60,7 @@ def make_segment(
     try:
         with (
             feeding(device),
+            reused(),  # to the end: what the encoder frees serves the next segment's, where segments overlap
             Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer), device) as packers,
             WriteBehind(file.write, frames_waiting(geometry.out_h, geometry.out_w, PACKED_BYTES)) as behind,
             ReadAhead(  # the last one: it ends while the writer still works
@@ -72,7 +73,6 @@ def make_segment(
                 at = start
                 with (
                     feeding(device),  # where the model works may be another thread
-                    reused(),
                     closing(upscaler.parts(frames, task.start, poll, tally, packers.finish)) as parts,  # type: ignore[type-var]
                 ):
                     for part in parts:
