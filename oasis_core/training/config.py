@@ -80,7 +80,9 @@ class StageConfig:
     other_scales: float = 0.0
     """Share of steps at a scale factor drawn from ``SCALES`` instead of 4."""
     faithful: float = 0.0
-    """Share of steps that train fidelities above 0 (half of them 1): what is perceptual then counts by 1 - fidelity."""
+    """Share of steps that train fidelities above 0: what is perceptual then counts by 1 - fidelity."""
+    between: float = 0.5
+    """Share of those that draw one of ``FIDELITIES`` steps; the others are at 1."""
     ramp: int = 0
     """Steps in which the adversarial weight rises from 0."""
     reuse: int = 1
@@ -103,6 +105,8 @@ class StageConfig:
             raise ValueError(f"stage {self.name!r}: a decoder stage has no faithful, routed or adversarial part")
         if not 0 <= self.faithful <= 1:
             raise ValueError(f"stage {self.name!r}: faithful is {self.faithful}; it must be from 0 to 1")
+        if not 0 <= self.between <= 1:
+            raise ValueError(f"stage {self.name!r}: between is {self.between}; it must be from 0 to 1")
         if not 1 <= self.reuse <= 4:
             raise ValueError(f"stage {self.name!r}: reuse is {self.reuse}; it must be from 1 to 4")
 

@@ -95,7 +95,7 @@ class Trainer:
         seed = self.config.seed * 1_000_003 + state.step
         self.shared.manual_seed(seed)
         self.generator.manual_seed(seed * self.group.world + self.group.rank)
-        fidelity = draw_fidelity(stage.faithful, self.shared)
+        fidelity = draw_fidelity(stage.faithful, stage.between, self.shared)
         weights = stage.loss.at(fidelity, ramp=min(1.0, (offset + 1) / stage.ramp) if stage.ramp else 1.0)
         set_learning_rate(state.optimizers, lr)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -213,15 +213,15 @@ def pixel_terms(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def draw_fidelity(share: float, generator: torch.Generator) -> float:
-    """0 but for ``share`` of the draws; those are 1 in half of the cases, else one of ``FIDELITIES`` steps.
+def draw_fidelity(share: float, between: float, generator: torch.Generator) -> float:
+    """0 but for ``share`` of the draws; of those ``between`` are one of ``FIDELITIES`` steps, the others 1.
 
     On the timestep's scale, before ``fidelity_curve``: a curve that was measured stays right in later training.
     """
     chance, end, level = torch.rand(3, generator=generator).tolist()
     if chance >= share:
         return 0.0
-    return 1.0 if end < 0.5 else (1 + int(level * FIDELITIES)) / FIDELITIES
+    return 1.0 if end >= between else (1 + int(level * FIDELITIES)) / FIDELITIES
 
 
 def upsample(lr: Tensor, size: int) -> Tensor:

@@ -171,11 +171,12 @@ def test_fidelity_fades_what_is_perceptual() -> None:
     assert weights.at(0.25, ramp=0.5).perceptual == pytest.approx(0.3)
 
 
-def test_fidelities_are_drawn_as_often_as_asked() -> None:
+@pytest.mark.parametrize("between", [0.0, 0.5, 0.9])
+def test_fidelities_are_drawn_as_often_as_asked(between: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = [trainer.draw_fidelity(0.4, generator) for _ in range(4000)]
+    drawn = [trainer.draw_fidelity(0.4, between, generator) for _ in range(4000)]
     assert sum(f > 0 for f in drawn) / 4000 == pytest.approx(0.4, abs=0.03)
-    assert sum(f == 1 for f in drawn) / 4000 == pytest.approx(0.4 * (0.5 + 0.5 / 8), abs=0.03)
+    assert sum(f == 1 for f in drawn) / 4000 == pytest.approx(0.4 * (1 - between + between / 8), abs=0.03)
     assert all(0 <= f <= 1 for f in drawn)
 
 
