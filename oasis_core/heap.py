@@ -70,13 +70,15 @@ def keep_freed() -> bool:
     if libc is None or not hasattr(libc, "mallopt"):
         return False
     with _counting:
-        _keepers += 1
-        done = (
-            libc.mallopt(M_MMAP_MAX, 0),
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1),
-            libc.mallopt(M_TOP_PAD, 4 * LARGEST_IN_HEAP),
+        done = all(
+            (
+                libc.mallopt(M_MMAP_MAX, 0),
+                libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1),
+                libc.mallopt(M_TOP_PAD, 4 * LARGEST_IN_HEAP),
+            )
         )
-    return all(done)
+        _keepers += done
+    return done
 
 
 @contextmanager
