@@ -28,7 +28,7 @@ def fresh(*shape: int) -> Tensor:
     """Fp32 on the host, not written yet, in large pages where the system has them.
 
     NumPy asks for such pages (Linux: ``madvise``), torch does not: 33 frames of 1280x720 fault 700 times instead of 89,000, and
-    filling them takes one thread 81 ms instead of 155 to 205 (docs/decoder_speed.md).
+    filling them takes one thread 81 to 89 ms instead of 155 to 205 (benchmarks/results/first_touch_2026-11-28.json).
     """
     return torch.from_numpy(np.empty(shape, np.float32))
 

@@ -25,6 +25,7 @@ AtModel = Callable[[Callable[[], int]], int]
 """Runs what it is given where and when the model is free for it, and gives what that gives."""
 
 
+@reused()  # to the end: what the encoder frees serves the next segment's, where segments overlap
 def make_segment(
     reader: VideoReader,
     upscaler: Upscaler,
@@ -60,7 +61,6 @@ def make_segment(
     try:
         with (
             feeding(device),
-            reused(),  # to the end: what the encoder frees serves the next segment's, where segments overlap
             Packers(Packing(geometry.out_w, geometry.out_h, reader.info, writer), device) as packers,
             WriteBehind(file.write, frames_waiting(geometry.out_h, geometry.out_w, PACKED_BYTES)) as behind,
             ReadAhead(  # the last one: it ends while the writer still works

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from oasis_core import heap
 from oasis_core.engines.far_files import Shared
 from oasis_core.engines.orders import Order, Source, WorkerSettings
 from oasis_core.engines.schedule import Failure
@@ -89,6 +91,28 @@ def test_the_model_makes_the_next_segment_while_the_encoder_finishes_one(
     assert all(o.spent.model > 0 and o.spent.after > 0 for o in both)
     assert alone[0].spent.idle is None  # there was none before
     assert alone[1].spent.idle is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_kept_until_the_encoder_has_finished(
+    job: Job, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that segments which overlap leave no moment in which it goes back (``heap.reused`` counts them)."""
+    if not heap.trim_heap():
+        pytest.skip("another C library")
+    happened = list[str]()
+    finish = SegmentFile.finish
+
+    def finished(self: SegmentFile, end: Position) -> Any:
+        record = finish(self, end)
+        happened.append("finished")
+        return record
+
+    monkeypatch.setattr(heap, "_keepers", 0)
+    monkeypatch.setattr(heap, "trim_heap", lambda: happened.append("given back"))
+    monkeypatch.setattr(SegmentFile, "finish", finished)
+    assert SegmentWorker(settings(model)).make(job.order(0, job.tasks[0])).error == ""
+    assert happened == ["finished", "given back"]
 
 
 def test_all_that_runs_the_model_runs_in_one_thread(job: Job, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
